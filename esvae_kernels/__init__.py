@@ -1,0 +1,10 @@
+"""Fused spiking-neuron kernels for PyTorch: `lif`, `poisson`, their modules in `nn`, and `surrogate` gradients."""
+
+from . import nn, surrogate
+from .backends import available_backends, use_backend
+from .native import package_version, tune_allocator
+from .ops.lif import lif
+from .ops.poisson import poisson
+
+__version__ = package_version()
+__all__ = ["available_backends", "lif", "nn", "poisson", "surrogate", "tune_allocator", "use_backend"]

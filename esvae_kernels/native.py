@@ -1,0 +1,58 @@
+"""Loads the compiled module `_esvae_kernels` and holds what its callers share."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from types import ModuleType
+
+import torch  # first: the module then shares torch's OpenMP threads instead of starting its own
+from torch import Tensor
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # esvae::DType
+SERIAL_BELOW = 1 << 15  # elements under which starting threads costs more than it saves
+
+
+def package_version() -> str:
+    try:
+        return importlib.metadata.version("esvae")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        import _esvae_kernels as module
+    except ImportError as error:
+        return None, f"the compiled module is missing ({error}); `pip install .` builds it"
+    built, package = module.__version__, package_version()
+    if built != package:
+        return None, f"the compiled module is of version {built}, the package of {package}; `pip install .` again"
+    return module, ""
+
+
+module, why_missing = _load()
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def threads(work: int) -> int:
+    """Torch's thread count, or 1 where `work` elements are too few to share."""
+    return torch.get_num_threads() if work >= SERIAL_BELOW else 1
+
+
+def tune_allocator() -> bool:
+    """Lets glibc keep freed memory instead of returning it to the system after every large tensor.
+
+    Fresh pages cost more than the bytes that a kernel moves; a training step of ESVAE gains about a third. It holds for
+    the whole process and is never done at import. Returns whether it was done (False where the C library is not glibc).
+    """
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    kept = bool(mallopt(m_mmap_threshold, 1 << 30)) or bool(mallopt(m_mmap_max, 0))  # older glibc caps the first
+    return bool(mallopt(m_trim_threshold, (1 << 31) - 1)) and kept

@@ -1,0 +1,5 @@
+"""The Poisson spike sampler."""
+
+from .op import poisson
+
+__all__ = ["poisson"]

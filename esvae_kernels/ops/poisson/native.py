@@ -1,0 +1,41 @@
+"""Calls the compiled sampler (csrc/cpu/poisson.cpp). Arguments are validated and contiguous."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ... import native
+from ...surrogate import Surrogate
+
+
+def _arguments(rate: Tensor, ids: Tensor, seed: int, steps: int, surrogate: Surrogate) -> dict[str, Any]:
+    return {
+        "dtype": native.DTYPES[rate.dtype],
+        "rate": rate.data_ptr(),
+        "ids": ids.data_ptr(),
+        "steps": steps,
+        "samples": len(rate),
+        "elements": rate.numel() // max(len(rate), 1),
+        "seed": seed,
+        "surrogate": surrogate.id,
+        "shape": surrogate.shape,
+        "center": surrogate.center,
+        "smooth": surrogate.smooth,
+        "threads": native.threads(rate.numel() * steps),
+    }
+
+
+def poisson(rate: Tensor, ids: Tensor, seed: int, out: Tensor, surrogate: Surrogate) -> None:
+    arguments = _arguments(rate, ids, seed, len(out), surrogate)
+    native.module.poisson_forward(**arguments, dspikes=0, out=out.data_ptr())  # type: ignore[union-attr]
+
+
+def poisson_backward(
+    rate: Tensor, ids: Tensor, seed: int, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+) -> None:
+    arguments = _arguments(rate, ids, seed, len(dspikes), surrogate)
+    native.module.poisson_backward(  # type: ignore[union-attr]
+        **arguments, dspikes=dspikes.data_ptr(), out=drate.data_ptr()
+    )
