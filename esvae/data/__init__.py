@@ -1,0 +1,75 @@
+"""Data sets as bytes in memory, and their batches.
+
+A data set is one file with a `read` function and one row of `SOURCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from esvae.data import cifar10, digits, folder, idx
+from esvae.data.images import ImageSet, normalize, to_uint8
+from esvae.data.loading import batch_count, batches, epoch_order, ordered_batches
+from esvae.errors import InputError
+
+__all__ = [
+    "ImageSet",
+    "batch_count",
+    "batches",
+    "epoch_order",
+    "load",
+    "normalize",
+    "ordered_batches",
+    "to_uint8",
+]
+
+MAX_SIZE = 1024
+
+
+class Source(NamedTuple):
+    read: Callable[[str, str, int, bool], np.ndarray]  # (name or path, split, size, download) -> uint8 (N, C, S, S)
+    size: int  # side of the images, unless the caller says otherwise
+    flip: bool  # random horizontal flips in training (spec, section 1)
+
+
+SOURCES = {
+    "fashion-mnist": Source(idx.read, size=32, flip=False),
+    "mnist": Source(idx.read, size=32, flip=False),
+    "cifar10": Source(cifar10.read, size=32, flip=True),
+    "celeba": Source(folder.read_celeba, size=64, flip=True),
+    "digits": Source(digits.read, size=32, flip=False),
+    "folder": Source(folder.read, size=32, flip=False),
+}
+
+
+def load(name: str, split: Literal["train", "test"], *, size: int | None = None, download: bool = False) -> ImageSet:
+    """Read one split of a data set into memory.
+
+    Args:
+        name: "fashion-mnist", "mnist", "cifar10", "celeba", "digits", or "folder:PATH" for a folder of images.
+        split: "train" or "test".
+        size: side S of the images in pixels, 1 to 1024; by default 64 for CelebA, else 32.
+        download: fetch a data set that is not on this machine (Fashion-MNIST, MNIST, CIFAR10).
+
+    Returns:
+        the images, uint8 (N, C, S, S); `flip` is set for the training splits of CIFAR10 and CelebA.
+
+    Raises:
+        InputError: an argument is not accepted, the data set was not found, or a file of it is broken.
+    """
+    key, colon, path = name.partition(":")
+    if key not in SOURCES or (key == "folder") != bool(path) or (colon and not path):
+        accepted = ", ".join("folder:PATH" if known == "folder" else known for known in SOURCES)
+        raise InputError(f"name: got {name!r}, accepted are {accepted}")
+    if split not in ("train", "test"):
+        raise InputError(f"split: got {split!r}, accepted are 'train' and 'test'")
+    source = SOURCES[key]
+    size = source.size if size is None else size
+    if not 1 <= size <= MAX_SIZE:
+        raise InputError(f"size: got {size}, accepted are 1 to {MAX_SIZE}")
+    pixels = torch.from_numpy(source.read(path or key, split, size, download))
+    return ImageSet(name, pixels, flip=source.flip and split == "train")

@@ -1,0 +1,110 @@
+"""CIFAR10, binary version: records of one label byte and 3 x 32 x 32 pixels, 10,000 to a file."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from esvae.data import places
+from esvae.data.images import resize_all
+from esvae.errors import InputError
+
+FOLDER = "cifar-10-batches-bin"
+FILES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+
+SIDE = 32
+RECORD_BYTES = 1 + 3 * SIDE * SIDE
+CLASSES = 10
+MAX_FILE_BYTES = 10_000 * RECORD_BYTES
+
+
+def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
+    """The images as uint8 (N, 3, size, size).
+
+    Looked for in ESVAE_DATA_DIR/cifar-10-batches-bin, ESVAE_DATA_DIR and the user's cache, in this order; downloaded
+    into the cache if none has them and `download` is true.
+
+    Raises:
+        InputError: the files were not found, or one of them does not consist of whole records.
+    """
+    folder = _find(split)
+    if folder is None and download:
+        folder = _download(places.cache_dir(name))
+    if folder is None:
+        raise InputError(
+            f"{name} ({split}): none of {places.listing(_folders())} holds {', '.join(FILES[split])}; "
+            "set ESVAE_DATA_DIR to a folder that does (the binary version), or pass --download"
+        )
+    images = np.concatenate([read_images(folder / file) for file in FILES[split]])
+    return resize_all(images, size)
+
+
+def _folders() -> list[Path]:
+    own = places.data_dir()
+    first = [own / FOLDER, own] if own else []
+    return [*first, places.cache_dir("cifar10") / FOLDER]
+
+
+def _find(split: str) -> Path | None:
+    for folder in _folders():
+        if all(os.path.isfile(folder / file) for file in FILES[split]):
+            return folder
+    return None
+
+
+def read_images(path: Path) -> np.ndarray:
+    """The images of one file as uint8 (N, 32, 32, 3).
+
+    Raises:
+        InputError: the file cannot be read, is not 1 to 10,000 whole records, or a label is above 9.
+    """
+    try:
+        length = path.stat().st_size
+        if length % RECORD_BYTES or not RECORD_BYTES <= length <= MAX_FILE_BYTES:
+            raise InputError(f"{path}: {length} bytes, need 1 to 10000 records of {RECORD_BYTES} (CIFAR10 binary)")
+        records = np.fromfile(path, np.uint8, count=length).reshape(-1, RECORD_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    labels, pixels = records[:, 0], records[:, 1:]
+    if labels.max() >= CLASSES:
+        raise InputError(f"{path}: not CIFAR10, label {labels.max()}, accepted are 0 to {CLASSES - 1}")
+    return np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+
+
+def _download(cache: Path) -> Path:
+    archive = places.fetch(URL, MD5, cache)
+    try:
+        unpack(archive, cache / FOLDER)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise InputError(f"{archive}: cannot be unpacked into {cache / FOLDER}: {error}") from error
+    return cache / FOLDER
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the six data files of the archive into `folder`; nothing else of it, and nowhere else.
+
+    Raises:
+        InputError: a data file is missing in the archive, or is not a plain file of the expected size.
+        OSError, EOFError, tarfile.TarError: the archive cannot be read, or the files not written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = {file for files in FILES.values() for file in files}
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            directory, _, file = member.name.rpartition("/")
+            if directory != FOLDER or file not in missing:
+                continue
+            if not member.isreg() or member.size > MAX_FILE_BYTES:
+                raise InputError(f"{archive}: {member.name} is not a file of at most {MAX_FILE_BYTES} bytes")
+            # Written aside and renamed, so that an interrupted unpacking leaves no half file to be found later.
+            unfinished = folder / f"{file}.part"
+            unfinished.write_bytes(tar.extractfile(member).read())
+            unfinished.replace(folder / file)
+            missing.discard(file)
+    if missing:
+        raise InputError(f"{archive}: lacks {', '.join(sorted(missing))}")

@@ -1,0 +1,5 @@
+"""The one exception that a user's mistake raises; the command line turns it into one line and exit code 2."""
+
+
+class InputError(ValueError):
+    """Something from outside (a file, a folder, an option) cannot be used; the message is one line and names it."""
