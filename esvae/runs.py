@@ -1,0 +1,283 @@
+"""A run is a folder:
+
+    config.json                  what was asked for
+    checkpoints/step-00000123/   see `esvae.checkpoint`
+    metrics.jsonl                one JSON object per line, each with `step`
+    events/                      TensorBoard
+    images/                      grids and curves
+
+Killed at any instant, it can be opened and gone on with: config and checkpoints are replaced as a whole, and
+metrics.jsonl is cut back to the checkpoint's step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from esvae import checkpoint
+from esvae.errors import InputError
+
+CONFIG = "config.json"
+MAX_METRICS_BYTES = 1 << 28  # 256 MiB, about a million records
+
+
+def atomic_write(path: Path | str, content: bytes | str) -> None:
+    """Write a file so that `path` holds either its old content or all of the new one, on disk (text as UTF-8).
+
+    Raises:
+        InputError: the disk refuses (full, read-only, no such folder); `path` is as before, nothing else is left.
+    """
+    path = Path(path)
+    partial = checkpoint.partial_path(path)
+    try:
+        checkpoint.remove_stale(path.parent, path.name)
+        checkpoint.write_synced(partial, content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+        checkpoint.sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if os.path.lexists(partial):
+            partial.unlink()
+
+
+class Run:
+    """A run's folder; made by `Run.create` or `Run.open`.
+
+    Attributes:
+        folder, config, checkpoints, metrics_file, events, images: its paths, and the content of config.json.
+    """
+
+    def __init__(self, folder: Path | str, config: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self.checkpoints = self.folder / "checkpoints"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.events = self.folder / "events"
+        self.images = self.folder / "images"
+
+    @classmethod
+    def create(cls, folder: Path | str, config: dict[str, Any]) -> Run:
+        """Begin a run in a folder that is new or empty.
+
+        Raises:
+            InputError: the folder holds a run or something else, cannot be made, or `config` is no JSON.
+        """
+        run = cls(folder, config)
+        try:
+            text = json.dumps(config, indent=2) + "\n"
+        except (TypeError, ValueError) as error:
+            raise InputError(f"config: cannot be written as JSON: {error}") from error
+        try:
+            _require_unused(run.folder)
+            for made in (run.folder, run.checkpoints, run.events, run.images):
+                made.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot make the run's folder: {error.strerror or error}") from error
+        atomic_write(run.folder / CONFIG, text)  # last: a folder with a config.json is a run
+        return cls(folder, json.loads(text))
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Open a run; writes nothing.
+
+        Raises:
+            InputError: the folder is missing, is no run, or its config.json is damaged.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; a run's folder (with a {CONFIG}) is expected")
+        if not os.path.lexists(folder / CONFIG):
+            raise InputError(f"{folder}: is no run: it has no {CONFIG}")
+        return cls(folder, checkpoint.read_json(folder / CONFIG, "the config.json of a run"))
+
+    # ----------------------------------------------------------------------------------------- metrics
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record to metrics.jsonl, at once.
+
+        Args:
+            record: JSON values; `step` (int) is required.
+        """
+        if not _is_step(record.get("step")):
+            raise InputError(f"record: step is {record.get('step')!r}; an integer of at least 0 is expected")
+        try:
+            line = json.dumps(record).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise InputError(f"record: cannot be written as JSON: {error}") from error
+        try:
+            with self.metrics_file.open("a+b") as file:
+                _drop_torn_end(file)
+                file.write(line)
+        except OSError as error:
+            raise InputError(f"{self.metrics_file}: cannot be written: {error.strerror or error}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records, in the order of writing; a last line that was torn by a crash is dropped.
+
+        Raises:
+            InputError: another line is no record (the message has its number), or the file is beyond 256 MiB.
+        """
+        return [record for _, record in self._lines()]
+
+    def cut(self, step: int) -> None:
+        """Go back to the checkpoint of `step`: drop the records and the checkpoints beyond it. -1 drops all of them.
+
+        Raises:
+            InputError: there is no checkpoint of that step, or the disk refuses; metrics.jsonl is then as it was.
+        """
+        if step != -1 and step not in self.steps():
+            raise InputError(f"{self.folder}: no checkpoint of step {step} to go back to; it has {self._listed()}")
+        # The checkpoints first: should the process die in between, the next cut drops the records too.
+        self._delete([other for other in self.steps() if other > step])
+        if self.metrics_file.exists():
+            atomic_write(self.metrics_file, b"".join(line for line, record in self._lines() if record["step"] <= step))
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        if not self.metrics_file.exists():
+            return
+        try:
+            size = self.metrics_file.stat().st_size
+            if size > MAX_METRICS_BYTES:
+                raise InputError(f"{self.metrics_file}: larger than {MAX_METRICS_BYTES >> 20} MiB")
+            lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise InputError(f"{self.metrics_file}: cannot be read: {error.strerror or error}") from error
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line)
+            if record is not None:
+                yield line, record
+            elif number < len(lines):
+                raise InputError(f"{self.metrics_file}: line {number} is no JSON object with an integer step")
+
+    # ------------------------------------------------------------------------------------- checkpoints
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending; half-written ones do not count."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = [path.name for path in self.checkpoints.iterdir() if path.is_dir()]
+        return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-([0-9]{8}|[1-9][0-9]{8,17})", name))
+
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def save(self, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int = 2) -> None:
+        """Write the checkpoint of a step; once it is whole, delete all but the newest `keep`.
+
+        Args:
+            step: beyond that of every checkpoint there is.
+            parts, state: as in `esvae.checkpoint.save`; `state["step"]` is set to `step`.
+            keep: at least 1.
+        """
+        if keep < 1:
+            raise InputError(f"keep: {keep}; at least 1 checkpoint must be kept")
+        if not _is_step(step):
+            raise InputError(f"step: {step!r}; an integer of at least 0 is expected")
+        if step <= max(self.steps(), default=-1):
+            raise InputError(f"step: {step}; {self.folder} has {self._listed()}; a later step is expected")
+        try:
+            self.checkpoints.mkdir(exist_ok=True)
+            if self.metrics_file.exists():  # a power cut must not take records that are older than the checkpoint
+                with self.metrics_file.open("ab") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+        checkpoint.save(self.path(step), parts, {**state, "step": step})
+        self._delete(self.steps()[:-keep])
+
+    def latest(self) -> Path:
+        """The folder of the newest complete checkpoint.
+
+        Raises:
+            InputError: there is none yet.
+        """
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"{self.folder}: has no checkpoint yet")
+        return self.path(steps[-1])
+
+    def load(self, step: int | None = None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Read and verify a checkpoint, the newest by default: `(parts, state)`; `state["step"]` is its step.
+
+        Raises:
+            InputError: there is none, or it is damaged: the message then names the newest good one before it.
+        """
+        if step is not None and step not in self.steps():
+            raise InputError(f"{self.folder}: no checkpoint of step {step}; it has {self._listed()}")
+        folder = self.latest() if step is None else self.path(step)
+        try:
+            return checkpoint.load(folder)
+        except InputError as error:
+            raise InputError(f"{error}; {self._good_before(int(folder.name[5:]))}") from error
+
+    def _good_before(self, step: int) -> str:
+        for earlier in reversed([other for other in self.steps() if other < step]):
+            try:
+                checkpoint.load(self.path(earlier))
+            except InputError:
+                continue
+            return f"the checkpoint of step {earlier} before it is good"
+        return "there is no good checkpoint before it"
+
+    def _listed(self) -> str:
+        return "checkpoints of step " + ", ".join(map(str, self.steps())) if self.steps() else "no checkpoint"
+
+    def _delete(self, steps: list[int]) -> None:
+        """Delete checkpoints; each is renamed first, so that none is ever seen half-deleted."""
+        for step in steps:
+            hidden = checkpoint.partial_path(self.path(step))
+            try:
+                os.replace(self.path(step), hidden)
+                shutil.rmtree(hidden)
+            except OSError as error:
+                raise InputError(f"{self.path(step)}: cannot be deleted: {error.strerror or error}") from error
+
+
+def _require_unused(folder: Path) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; use another --out")
+    if os.path.lexists(folder / CONFIG):
+        raise InputError(f"{folder}: holds a run already; use --resume or another --out")
+    checkpoint.remove_stale(folder)
+    for path in folder.iterdir():  # the empty folders of a run that died before its config.json was there are fine
+        if not (path.is_dir() and path.name in ("checkpoints", "events", "images") and not any(path.iterdir())):
+            raise InputError(f"{folder}: is not empty and no run (it holds {path.name}); use another --out")
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A record, or None where the line is no whole record."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and _is_step(record.get("step")) else None
+
+
+def _drop_torn_end(file: Any) -> None:
+    """Cut a file, open for reading and appending, behind its last newline."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    file.truncate(end)
