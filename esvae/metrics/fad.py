@@ -1,0 +1,294 @@
+"""The Frechet Autoencoder Distance (FAD) with the published feature networks and test-set statistics.
+
+    FAD = |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2))
+
+over 64 features of an autoencoder trained on the data set, a Gaussian (mu, covariance) on each side. The published code
+never calls `eval()`: its BatchNorm normalises every batch with the batch's own statistics, which hides global contrast
+from it. Both readings are therefore given: `fad_paper` (each batch's own statistics) and `fad_eval` (running ones).
+Neither means much without `floors`, the same two figures for real training images.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from esvae.data import normalize
+from esvae.errors import InputError
+
+Mode = Literal["paper", "eval"]
+
+FEATURES = 64
+IMAGE_SIZE = 32
+WIDTHS = (32, 64, 128, 256)
+FLOOR_IMAGES = 5120  # 40 batches of 128, as many as the published evaluation generates
+
+PUBLISHED = {
+    "fashion-mnist": ("fashion_64.pth", "fashion_test_64.npz"),
+    "mnist": ("mnist_64.pth", "mnist_test_64.npz"),
+}
+MAX_FILE_BYTES = 64 * 2**20  # the published networks have under 4 MB
+
+
+class FeatureNetwork(nn.Module):
+    """The published feature encoder: 4 x [Conv2d 3x3 s2 p1, BatchNorm2d, LeakyReLU(0.01)], then Linear(1024, 64).
+
+    Takes images (N, channels, 32, 32) in [-1, 1], returns features (N, 64). The parameter names are those of the
+    published files (`encoder.{0..3}.{0,1}.*`, `latent_layer.*`).
+    """
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+        ends = (channels, *WIDTHS)
+        self.encoder = nn.Sequential(*(_stage(ends[i], ends[i + 1]) for i in range(len(WIDTHS))))
+        self.latent_layer = nn.Linear(WIDTHS[-1] * (IMAGE_SIZE >> len(WIDTHS)) ** 2, FEATURES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.latent_layer(self.encoder(images).flatten(1))
+
+    @classmethod
+    def from_file(cls, path: Path, channels: int = 1) -> FeatureNetwork:
+        """The network stored in a published .pth file, on the CPU and in eval mode; decoder weights are ignored.
+
+        Raises `InputError` where the file is missing, damaged, carries pickled objects or holds another network.
+        """
+        state = _read_state(path)
+        network = cls(channels)
+        expected = network.state_dict()
+        found = {key: value for key, value in state.items() if str(key).startswith(("encoder.", "latent_layer."))}
+        for key in sorted(expected.keys() | found.keys(), key=str):
+            if key not in found or key not in expected or not _is_like(found[key], expected[key]):
+                want = f"a tensor {tuple(expected[key].shape)}" if key in expected else "no such entry"
+                raise InputError(f"{path}: not the published feature network: {key!r:.80} should be {want}")
+        network.load_state_dict(found)
+        return network.eval()
+
+
+def _stage(inputs: int, outputs: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.01))
+
+
+def _is_like(value: object, model: Tensor) -> bool:
+    same = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    same = same and value.shape == model.shape and value.dtype == model.dtype
+    return same and bool(torch.isfinite(value).all())
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what is not a plain zip archive of bounded size, before anything in it is read."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not a zip archive, so damaged or of another format")
+
+
+def _read_state(path: Path) -> dict[object, object]:
+    _check_archive(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        if packed:  # torch.save never compresses; without compression no entry is larger than the file
+            raise ValueError("compressed entries")
+        # Mapped, because torch.load reads beyond a record that is shorter than its tensor when it copies.
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # a hostile file can make the restricted unpickler raise anything
+        raise InputError(f"{path}: not a readable file of weights ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}, not a dictionary of weights")
+    return state
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a data set is compared with: its feature network, and mu (64,), sigma (64, 64) of its test set, fp64.
+
+    mu and sigma were taken in train mode, in batches of 256 (covariance with N - 1). Move `network` to run elsewhere.
+    """
+
+    dataset: str
+    network: FeatureNetwork
+    mu: Tensor
+    sigma: Tensor
+
+
+def load_reference(dataset: str, folder: Path | None = None) -> Reference | None:
+    """The published network and statistics of "fashion-mnist" or "mnist".
+
+    `folder` (default: the environment variable ESVAE_FAD_DIR) holds `fashion_64.pth` and `fashion_test_64.npz`, or
+    `mnist_64.pth` and `mnist_test_64.npz`. None where neither names a folder, or nothing is published for the data set.
+    Raises `InputError` where a folder is named and its files are missing or unusable.
+    """
+    if folder is None:
+        variable = os.environ.get("ESVAE_FAD_DIR", "")
+        folder = Path(variable).expanduser() if variable else None
+    if folder is None or dataset not in PUBLISHED:
+        return None
+    weights, statistics = (Path(folder) / name for name in PUBLISHED[dataset])
+    mu, sigma = _read_statistics(statistics)
+    return Reference(dataset, FeatureNetwork.from_file(weights), mu, sigma)
+
+
+def _read_statistics(path: Path) -> tuple[Tensor, Tensor]:
+    _check_archive(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            mu = _read_array(archive, "mu.npy", (FEATURES,))
+            sigma = _read_array(archive, "sigma.npy", (FEATURES, FEATURES))
+    except Exception as error:  # damaged archives raise anything, from KeyError to zlib.error
+        raise InputError(f"{path}: not a file of mu (64,) and sigma (64, 64) ({type(error).__name__})") from error
+    return mu, sigma
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> Tensor:
+    """One floating-point array of a .npz file in fp64; its header is checked before memory is allocated for it."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # the later headers are for structured and very large arrays
+            raise ValueError(name)
+        found, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if found != shape or dtype.kind != "f":
+            raise ValueError(name)
+    with archive.open(name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    if not np.isfinite(array).all():
+        raise ValueError(name)
+    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+
+
+def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), divided by N - 1, of features (N, D); fp64.
+
+    Raises `InputError` for fewer images than features: such a covariance says little.
+    """
+    if features.ndim != 2 or features.shape[0] < features.shape[1]:
+        need = f" (at least {features.shape[1]} are needed)" if features.ndim == 2 else ""
+        raise InputError(
+            f"features: shape (images, features) with images >= features, not {tuple(features.shape)}{need}"
+        )
+    features = features.double()
+    return features.mean(0), torch.cov(features.T)
+
+
+def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> float:
+    """Frechet distance of two Gaussians with means (D,) and covariances (D, D), in fp64; never negative.
+
+    Equivalent to: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), where tr (A B)^(1/2) is the sum of the singular values
+    of A^(1/2) B^(1/2): real for any pair of covariances, singular ones included. Raises `InputError` for shapes that do
+    not fit, values that are not finite, and matrices that are no covariances.
+    """
+    mu_a, root_a, trace_a = _gaussian("a", mu_a, sigma_a)
+    mu_b, root_b, trace_b = _gaussian("b", mu_b, sigma_b)
+    if mu_a.shape != mu_b.shape:
+        raise InputError(f"mu_b: shape {tuple(mu_b.shape)}, but mu_a has {tuple(mu_a.shape)}")
+    overlap = torch.linalg.svdvals(root_a @ root_b).sum()
+    distance = (mu_a - mu_b).square().sum() + trace_a + trace_b - 2 * overlap
+    return max(0.0, distance.item())
+
+
+def _gaussian(side: str, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, symmetric square root of the covariance, and its trace."""
+    mu = torch.as_tensor(mu).detach().to("cpu", torch.float64)
+    sigma = torch.as_tensor(sigma).detach().to("cpu", torch.float64)
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        shapes = f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
+        raise InputError(f"mu_{side}, sigma_{side}: shapes (D,) and (D, D) are wanted, not {shapes}")
+    if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
+        raise InputError(f"mu_{side}, sigma_{side}: some values are not finite")
+    values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
+    tolerance = 1e-5 * sigma.abs().amax()
+    if (sigma - sigma.T).abs().amax() > tolerance or values.amin() < -tolerance * len(mu):
+        raise InputError(f"sigma_{side}: a symmetric matrix without negative eigenvalues is wanted")
+    values = values.clamp(min=0)
+    return mu, (vectors * values.sqrt()) @ vectors.T, values.sum()
+
+
+@contextmanager
+def _training_flags_kept(network: nn.Module) -> Iterator[None]:
+    flags = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def features(network: nn.Module, batches: Iterable[Tensor], mode: Mode) -> Tensor:
+    """Features (N, 64), fp64, on the CPU, of batches of float images (N, C, 32, 32) in [-1, 1].
+
+    mode "paper": BatchNorm normalises with each batch's own statistics, so the order and size of the batches matter and
+    a batch needs two images; "eval": with the running statistics. The network's parameters, running statistics and
+    mode are left as they were. Raises `InputError` for other modes and for images that do not fit the network.
+    """
+    if mode not in ("paper", "eval"):
+        raise InputError(f"mode: 'paper' or 'eval', not {mode!r}")
+    parameter = next(network.parameters())
+    # Train mode updates the running statistics in place: let it update copies.
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    blocks = [torch.empty(0, FEATURES, dtype=torch.float64)]
+    with _training_flags_kept(network), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+        network.train(mode == "paper")
+        for images in batches:
+            _check_images(images, getattr(network, "channels", None))
+            if mode == "paper" and len(images) < 2:
+                raise InputError(f"batches: mode 'paper' needs at least 2 images in a batch, not {len(images)}")
+            block = functional_call(network, buffers, (images.to(parameter.device, parameter.dtype),))
+            blocks.append(block.cpu().double())
+    return torch.cat(blocks)
+
+
+def _check_images(images: Tensor, channels: int | None) -> None:
+    fits = images.ndim == 4 and images.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE) and images.is_floating_point()
+    if not fits or channels not in (None, images.shape[1]):
+        want = f"float (N, {channels or 'C'}, {IMAGE_SIZE}, {IMAGE_SIZE})"
+        raise InputError(f"images: {want} is wanted, not {images.dtype} {tuple(images.shape)}")
+    # A little beyond 1 for rounding in half precision; NaN fails the comparison too.
+    if images.numel() and not images.abs().amax() <= 1.01:
+        raise InputError("images: values in [-1, 1] are wanted (uint8 pixels are normalised by `fad`)")
+
+
+def fad(reference: Reference, images: Tensor, batch_size: int = 128) -> dict[str, float]:
+    """FAD of images, uint8 in 0..255 or float in [-1, 1], (N, 1, 32, 32), N >= 64: {"fad_paper", "fad_eval"}.
+
+    Both are distances to the same shipped statistics, which were taken in train mode; so the figures can be set beside
+    Table I (`fad_paper` with batch_size 128 and 5,120 images), and real test images score about 0.43, not 0, in
+    `fad_eval`. In paper mode a last batch of one image is left out. Raises `InputError` for images that do not fit.
+    """
+    if batch_size < 2:
+        raise InputError(f"batch_size: at least 2, not {batch_size}")
+    result = {}
+    for mode in ("paper", "eval"):
+        found = features(reference.network, _batches(images, batch_size, 2 if mode == "paper" else 1), mode)
+        result[f"fad_{mode}"] = frechet_distance(*feature_statistics(found), reference.mu, reference.sigma)
+    return result
+
+
+def _batches(images: Tensor, size: int, smallest: int) -> Iterator[Tensor]:
+    for batch in images.split(size):
+        if len(batch) >= smallest:
+            yield normalize(batch) if batch.dtype == torch.uint8 else batch
+
+
+def floors(reference: Reference, train_pixels: Tensor) -> dict[str, float]:
+    """FAD of real images: of the first 5,120 training images, uint8 (N, 1, 32, 32), in batches of 128.
+
+    Returns {"fad_paper_floor", "fad_eval_floor"}: 0.869 and 1.315 for Fashion-MNIST, where other draws of 5,120
+    training images lie between 0.75 and 1.0 in paper mode. Raises `InputError` for fewer images or another dtype.
+    """
+    if train_pixels.dtype != torch.uint8 or len(train_pixels) < FLOOR_IMAGES:
+        got = f"{train_pixels.dtype} {tuple(train_pixels.shape)}"
+        raise InputError(f"train_pixels: at least {FLOOR_IMAGES} uint8 images are wanted, not {got}")
+    return {f"{name}_floor": value for name, value in fad(reference, train_pixels[:FLOOR_IMAGES]).items()}
