@@ -1,0 +1,138 @@
+"""The Efficient Spiking Variational Autoencoder (arXiv 2310.14839): encoder, Poisson latent, decoder, prior.
+
+Tensors are time-first (T, N, *), images (N, C, H, W) in [-1, 1]. Four identities save work and change nothing but
+rounding (each is tested against a literal implementation):
+
+- the image is the same at every time step, so the first convolution and its norm run once;
+- the readout sum_t c_t y_t and the last convolution are both linear, so the spikes are summed first and the convolution
+  runs once, with its bias times sum_t c_t;
+- of the encoder's last spikes only the rate is used, so only their count is kept;
+- a bias in front of tdBN cancels against the mean, so there is none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from esvae_kernels import poisson
+
+from ..config import ModelConfig
+from ..errors import InputError
+from ..layers import SpikingLayer, make_surrogate, neuron_options
+from ..prior import MixturePrior, normal
+
+
+class Reconstruction(NamedTuple):
+    """What the training forward returns, and the loss needs."""
+
+    images: Tensor  # (N, C, H, W), in [-1, 1]
+    rates: Tensor  # r_p (N, d), of the posterior
+    prior_rates: Tensor  # r_q (N, d)
+
+
+class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spiking-neural-network", "vae"]):
+    """Encoder, sampler, decoder and prior; see `ModelConfig` for the options."""
+
+    def __init__(self, **config) -> None:
+        super().__init__()
+        self.config = ModelConfig(**config)
+        c = self.config
+        neuron = neuron_options(c)
+        self.steps = c.steps
+        widths = c.widths
+        self.encoder = nn.ModuleList(
+            SpikingLayer(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), o, neuron)
+            for i, o in zip((c.channels, *widths), widths, strict=False)
+        )
+        features = widths[-1] * 4  # 2x2 pixels are left
+        self.to_latent = SpikingLayer(nn.Linear(features, c.latent, bias=False), c.latent, neuron)
+        self.from_latent = SpikingLayer(nn.Linear(c.latent, features, bias=False), features, neuron)
+        down = (*widths[::-1], widths[0])
+        self.decoder = nn.ModuleList(
+            SpikingLayer(_upsample(i, o, wide=len(widths) - k <= c.wide_kernels), o, neuron)
+            for k, (i, o) in enumerate(zip(down, down[1:], strict=False))
+        )
+        self.to_image = nn.ConvTranspose2d(widths[0], c.channels, 3, padding=1)
+        self.bottleneck = nn.Linear(c.latent, c.latent)
+        self.mixture = MixturePrior(c.mixture_components, c.latent) if c.prior == "mixture" else None
+        self.sampler_surrogate = make_surrogate(c.sampler_surrogate, c.sampler_shape)
+        self.to(memory_format=torch.channels_last)
+
+    def readout_weights(self) -> Tensor:
+        """c_t of the image's readout, fp64 (T). Their sum is that of the config's T at every `steps` in use."""
+        t = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
+        weights = self.config.readout_decay**t
+        full = torch.arange(self.config.steps, dtype=torch.float64)
+        return weights * ((self.config.readout_decay**full).sum() / weights.sum())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) in [-1, 1] -> firing rates r_p (N, d) in {0, 1/T, .., 1} (eq. 5)."""
+        first, *rest = self.encoder
+        spikes = first.repeat(images.contiguous(memory_format=torch.channels_last), self.steps)
+        for layer in rest:
+            spikes = layer(spikes)
+        return self.to_latent(spikes.flatten(2), readout="rate")
+
+    def sample(
+        self, rates: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """rates (N, d) -> Poisson spikes z (T, N, d) (eq. 7). `sample_ids`: positions in the whole batch."""
+        return poisson(rates, self.steps, seed=seed, sample_ids=sample_ids, surrogate=self.sampler_surrogate)
+
+    def decode(self, spikes: Tensor) -> Tensor:
+        """spikes z (T, N, d) -> images (N, C, H, W) in [-1, 1]."""
+        spikes = self.from_latent(spikes)
+        spikes = spikes.unflatten(2, (self.config.widths[-1], 2, 2))
+        spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, spikes.shape[:2])
+        weights = self.readout_weights().to(spikes.device)
+        *rest, last = self.decoder
+        for layer in rest:
+            spikes = layer(spikes)
+        summed = last(spikes, readout=weights)
+        image = F.conv_transpose2d(summed, self.to_image.weight, None, padding=1)
+        bias = self.to_image.bias * weights.sum().to(self.to_image.bias.dtype)
+        return torch.tanh(image.to(bias.dtype) + bias.view(-1, 1, 1))
+
+    def prior_rates(self, noise: Tensor) -> Tensor:
+        """z_n (N, d), standard normal -> rates r_q (N, d) of the bottleneck prior."""
+        return torch.sigmoid(self.bottleneck(noise))
+
+    def reconstruct(
+        self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """images (N, C, H, W) -> their reconstructions, through the sampler."""
+        return self.decode(self.sample(self.encode(images), seed=seed, sample_ids=sample_ids))
+
+    def generate(self, n: int, *, seed: int, start: int = 0, prior: str | None = None) -> Tensor:
+        """Images number `start` .. `start + n - 1` of the sequence that `seed` names; (n, C, H, W) in [-1, 1].
+
+        `prior`: "bottleneck" or "mixture"; default: the config's.
+        """
+        ids = torch.arange(start, start + n, device=self.to_image.weight.device)
+        if (prior or self.config.prior) == "bottleneck":
+            rates = self.prior_rates(normal(ids, self.config.latent, seed))
+        elif self.mixture is None:
+            raise InputError("prior: got 'mixture', but this model was built without one; accepted is 'bottleneck'")
+        else:
+            rates = self.mixture(ids, seed)
+        return self.decode(self.sample(rates, seed=(seed + 1) % 2**63, sample_ids=ids))
+
+    def forward(self, images: Tensor, *, seed: int) -> Reconstruction:
+        """The training forward. `seed` is this step's: noise of sampler and prior are keyed by it and the position."""
+        rates = self.encode(images)
+        ids = torch.arange(len(images), device=images.device)
+        noise = normal(ids, self.config.latent, (seed + 1) % 2**63)
+        images = self.decode(self.sample(rates, seed=seed, sample_ids=ids))
+        return Reconstruction(images, rates.float(), self.prior_rates(noise).float())
+
+
+def _upsample(inputs: int, outputs: int, wide: bool) -> nn.ConvTranspose2d:
+    """Doubles the resolution. A 4x4 kernel covers every output pixel equally often; 3x3 (the paper's) does not."""
+    if wide:
+        return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)

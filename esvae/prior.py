@@ -1,0 +1,63 @@
+"""Where generated rates come from: noise keyed by sample, and the Gaussian mixture prior."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from esvae_kernels.ops.poisson.reference import uniforms
+
+from .errors import InputError
+
+
+def normal(sample_ids: Tensor, length: int, seed: int) -> Tensor:
+    """Standard normal noise (N, length), fp32: the same for a sample wherever it stands in whichever batch.
+
+    From the sampler's uniforms by the inverse of the normal distribution function.
+    """
+    u = uniforms(sample_ids, length, 1, seed, torch.float64)[0] + 2.0**-25  # in the open interval (0, 1)
+    return (math.sqrt(2) * torch.erfinv(2 * u - 1)).float()
+
+
+class MixturePrior(nn.Module):
+    """A Gaussian mixture over rates, fitted to the training images' rates once training is done (full covariances)."""
+
+    def __init__(self, components: int, latent: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.full((components,), 1 / components))
+        self.register_buffer("means", torch.full((components, latent), 0.5))
+        self.register_buffer("factors", torch.zeros(components, latent, latent))  # Cholesky, lower
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.factors.any())
+
+    @torch.no_grad()
+    def fit(self, rates: Tensor, seed: int) -> None:
+        """rates (n, d)."""
+        from sklearn.mixture import GaussianMixture
+
+        components = min(len(self.weights), len(rates) // 2) or 1
+        mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=50, random_state=seed, init_params="k-means++")
+        mixture.fit(rates.double().cpu().numpy())
+        self.weights.zero_()
+        self.factors.zero_()
+        for buffer, values in (
+            (self.weights, mixture.weights_),
+            (self.means, mixture.means_),
+            (self.factors, np.linalg.cholesky(mixture.covariances_)),
+        ):
+            buffer[:components] = torch.as_tensor(values, dtype=buffer.dtype)
+
+    def forward(self, sample_ids: Tensor, seed: int) -> Tensor:
+        """Rates (N, d) in [0, 1]."""
+        if not self.fitted:
+            raise InputError("prior: the mixture is fitted at the end of training, and is not yet; use 'bottleneck'")
+        noise = normal(sample_ids, self.means.shape[1] + 1, seed)
+        u = torch.special.ndtr(noise[:, 0]).to(self.weights.dtype)
+        component = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=int((self.weights > 0).sum()) - 1)
+        rates = self.means[component] + torch.einsum("nij,nj->ni", self.factors[component], noise[:, 1:])
+        return rates.clamp(0, 1)

@@ -1,0 +1,292 @@
+"""Training on one device: a run's folder from a config and a data set, or an interrupted run taken up again."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from . import data, figures
+from .checkpoint import optimizer_tensors, restore_optimizer
+from .config import Config, TrainConfig
+from .errors import InputError
+from .evaluate import autocast, mean_squared_error, reconstructions
+from .losses import mmd
+from .models import ESVAE
+from .runs import Run
+
+LOG_EVERY = 50  # steps between two records of the training loss
+CURVE_IMAGES = 2048  # of the test set, for the learning curve; `evaluate` takes all
+MIXTURE_IMAGES = 30_000  # of the training set, whose rates the mixture prior is fitted to
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    download: bool = False,
+    checkpoint_minutes: float = 5.0,
+    progress: bool = True,
+) -> Run:
+    """Train, and leave everything in `folder`; with `resume`, go on from the folder's last checkpoint.
+
+    Raises:
+        InputError: the folder, the data or the options cannot be used; nothing good is overwritten.
+    """
+    sets = {split: data.load(config.data, split, size=config.model.size, download=download) for split in ("train", "test")}
+    for split, images in sets.items():
+        if images.pixels.shape[1] != config.model.channels:
+            channels = images.pixels.shape[1]
+            raise InputError(f"channels: got {config.model.channels}, but {config.data} ({split}) has {channels}")
+    if len(sets["train"]) < config.train.batch_size:
+        count = len(sets["train"])
+        raise InputError(f"batch_size: got {config.train.batch_size}, accepted is at most the {count} training images")
+    if resume:
+        run = Run.open(folder)
+        if Config.from_dict(run.config) != config:
+            raise InputError(f"{folder}: holds a run of another config; resume it without changing options")
+    else:
+        run = Run.create(folder, config.to_dict())
+    trainer = Trainer(config, run, sets, torch.device(device))
+    if resume and run.steps():
+        trainer.restore(*run.load())
+    run.cut(trainer.step if run.steps() else -1)
+    trainer.fit(checkpoint_minutes, progress)
+    return run
+
+
+class Trainer:
+    """The state of a training run, and its loop. Position and noise follow from the step number alone."""
+
+    def __init__(self, config: Config, run: Run, sets: dict[str, data.ImageSet], device: torch.device) -> None:
+        self.config, self.run, self.device = config, run, device
+        self.sets = {split: images.to(device) for split, images in sets.items()}
+        torch.manual_seed(config.train.seed)
+        self.model = ESVAE(**config.to_dict()["model"]).to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.step, self.seconds = 0, 0.0
+        self.steps_per_epoch = data.batch_count(len(sets["train"]), config.train.batch_size)
+        self.total_steps = config.train.epochs * self.steps_per_epoch
+        self.precision = resolve_precision(config.train.precision, device)
+
+    @property
+    def best(self) -> ESVAE:
+        """The model to evaluate: the average where one is kept."""
+        return self.average or self.model
+
+    # ------------------------------------------------------------------------------------------- state
+
+    def save(self, keep: int = 2) -> None:
+        if self.run.steps()[-1:] == [self.step]:
+            return
+        tensors, groups = optimizer_tensors(self.optimizer)
+        parts = {"model": self.model.state_dict(), "optimizer": tensors}
+        if self.average:
+            parts["average"] = self.average.state_dict()
+        self.run.save(self.step, parts, {"optimizer": groups, "seconds": self.seconds}, keep)
+
+    def restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
+        load_state(self.model, parts.get("model", {}), self.run.folder)
+        if self.average:
+            load_state(self.average, parts.get("average", {}), self.run.folder)
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}), state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    # -------------------------------------------------------------------------------------------- loop
+
+    def fit(self, checkpoint_minutes: float, progress: bool) -> None:
+        columns = [
+            TextColumn("epoch {task.fields[epoch]}  T={task.fields[steps]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("mse {task.fields[mse]:.4f}  {task.fields[rate]:.0f} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
+        with (
+            SummaryWriter(str(self.run.events), purge_step=self.step or None) as self.writer,
+            Progress(*columns, disable=not progress, refresh_per_second=2, speed_estimate_period=120) as self.bar,
+        ):
+            fields = {"epoch": "-", "steps": "-", "mse": math.nan, "rate": math.nan}
+            # In units of images times time steps, so that the remaining time allows for the T to come.
+            self.task = self.bar.add_task("", total=self._work(self.total_steps), completed=self._work(self.step), **fields)
+            for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
+                self._epoch(epoch, checkpoint_minutes)
+            self._finish()
+
+    def _work(self, step: int) -> int:
+        """Image time steps up to `step`."""
+        per_epoch = self.steps_per_epoch
+        done = [min(max(step - e * per_epoch, 0), per_epoch) for e in range(self.config.train.epochs)]
+        t = [self.config.train.steps_in_epoch(e, self.config.model.steps) for e in range(self.config.train.epochs)]
+        return sum(d * s for d, s in zip(done, t, strict=True)) * self.config.train.batch_size
+
+    def _set_steps(self, epoch: int) -> int:
+        steps = self.config.train.steps_in_epoch(epoch, self.config.model.steps)
+        for model in (self.model, self.average):
+            if model:
+                model.steps = steps
+        return steps
+
+    def _epoch(self, epoch: int, checkpoint_minutes: float) -> None:
+        steps = self._set_steps(epoch)
+        self.bar.update(self.task, epoch=f"{epoch + 1}/{self.config.train.epochs}", steps=steps)
+        self.model.train()
+        first = self.step - epoch * self.steps_per_epoch
+        batches = data.batches(
+            self.sets["train"],
+            self.config.train.batch_size,
+            seed=self.config.train.seed,
+            epoch=epoch,
+            start=first,
+            device=self.device,
+        )
+        saved, since, logged = time.monotonic(), time.monotonic(), self.step
+        sums: dict[str, Tensor] = {}
+        for images in batches:
+            for name, value in self._step(images).items():
+                sums[name] = sums.get(name, 0) + value
+            if self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0:
+                now, count = time.monotonic(), self.step - logged
+                self.seconds += now - since
+                record = {name: float(value) / count for name, value in sums.items()}
+                rate = count * self.config.train.batch_size / (now - since)
+                self._log({"epoch": epoch, "steps": steps, "lr": self.optimizer.param_groups[0]["lr"], **record})
+                self.bar.update(self.task, completed=self._work(self.step), mse=record["mse"], rate=rate)
+                sums, since, logged = {}, now, self.step
+                if now - saved > 60 * checkpoint_minutes:
+                    self.save()
+                    saved = since = time.monotonic()
+        self._end_of_epoch(epoch, steps)
+        self.save()
+
+    def _step(self, images: Tensor) -> dict[str, Tensor]:
+        config = self.config.train
+        scale = learning_rate_factor(config, self._work(self.step) / self._work(self.total_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        with autocast(self.device, self.precision):
+            out = self.model(images, seed=step_seed(config.seed, self.step))
+        mse = F.mse_loss(out.images.float(), images)
+        distance = mmd(out.rates, out.prior_rates)
+        loss = mse + config.mmd_weight * distance
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        self.optimizer.step()
+        self.step += 1
+        if self.average:
+            update_average(self.average, self.model, min(config.ema, (1 + self.step) / (10 + self.step)))
+        values = {"loss": loss, "mse": mse, "mmd": distance, "rate": out.rates.mean(), "gradient_norm": norm}
+        return {name: value.detach() for name, value in values.items()}
+
+    def _log(self, values: dict[str, float]) -> None:
+        if not all(math.isfinite(v) for v in values.values()):
+            raise InputError(f"training diverged at step {self.step} (loss {values.get('loss')}); try a lower --train.lr")
+        images = self.step * self.config.train.batch_size
+        self.run.log({"step": self.step, "images": images, "seconds": round(self.seconds, 3), **values})
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.step)
+
+    def _end_of_epoch(self, epoch: int, steps: int) -> None:
+        test = self.sets["test"]
+        some = data.ImageSet(test.name, test.pixels[:CURVE_IMAGES], test.flip)
+        self.best.eval()
+        self._log({"epoch": epoch, "steps": steps, "test_mse": mean_squared_error(self.best, some, self.precision)})
+        self._pictures(f"epoch-{epoch + 1:03d}")
+
+    def _pictures(self, name: str) -> None:
+        originals = data.normalize(self.sets["test"].pixels[:32])
+        with torch.no_grad(), autocast(self.device, self.precision):
+            samples = self.best.generate(64, seed=self.config.train.seed, prior="bottleneck").float().cpu()
+        (again,) = reconstructions(self.best, [originals], self.precision)
+        for kind, image in (
+            ("reconstructions", figures.reconstruction_grid(originals.cpu(), again.cpu(), columns=16)),
+            ("samples", figures.image_grid(samples, columns=16)),
+        ):
+            figures.save_image(image, self.run.images / f"{kind}-{name}.png")
+            pixels = torch.from_numpy(np.array(image))
+            self.writer.add_image(kind, pixels, self.step, dataformats="HW" if pixels.dim() == 2 else "HWC")
+
+    def _finish(self) -> None:
+        """The prior that is fitted last, the curve, and the model as others load it."""
+        self._set_steps(self.config.train.epochs - 1)
+        model = self.best.eval()
+        model.steps = self.config.model.steps
+        if model.mixture is not None:
+            some = self.sets["train"].pixels[:MIXTURE_IMAGES]
+            rates = []
+            with torch.no_grad(), autocast(self.device, self.precision):
+                for pixels in some.split(256):
+                    rates.append(model.encode(data.normalize(pixels)).float().cpu())
+            model.mixture.fit(torch.cat(rates), self.config.train.seed)
+        model.save_pretrained(self.run.folder / "model")
+        figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def make_optimizer(model: ESVAE, config: TrainConfig) -> torch.optim.AdamW:
+    own = {id(p) for p in model.bottleneck.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in own], "lr": config.lr, "base_lr": config.lr},
+        {"params": list(model.bottleneck.parameters()), "lr": config.bottleneck_lr, "base_lr": config.bottleneck_lr},
+    ]
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate_factor(config: TrainConfig, progress: float) -> float:
+    """What the learning rates are multiplied by after a share `progress` of all image time steps.
+
+    Counted in time steps, not in updates, a last stage at a larger T still learns at a rate that moves it.
+    """
+    if config.schedule == "constant":
+        return 1.0
+    if progress < config.warmup:
+        return max(progress / config.warmup, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The noise's seed at one step: independent streams without a state to keep."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto`: bf16 where the device multiplies in it, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capable = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if capable else "fp32"
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, for parameters and running statistics alike."""
+    old, new = (
+        [*m.parameters(), *(b for b in m.buffers() if b.is_floating_point())] for m in (average, model)
+    )
+    torch._foreach_lerp_(old, new, 1 - decay)
+
+
+def load_state(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        detail = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(f"{source}: the weights are not those of this config: {detail}") from None
