@@ -96,8 +96,10 @@ PYBIND11_MODULE(_esvae_kernels, m) {
       "philox",
       [](std::vector<uint32_t> counter, std::vector<uint32_t> key) {
         if (counter.size() != 4 || key.size() != 2) throw py::value_error("philox: 4 counter words and 2 key words");
-        const PhiloxWords w = philox(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
-        return std::vector<uint32_t>(w.word, w.word + 4);
+        const auto w = philox<uint64_t>(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
+        std::vector<uint32_t> words;
+        for (const uint64_t lane : w.word) words.push_back(static_cast<uint32_t>(lane));
+        return words;
       },
       "counter"_a, "key"_a, "The four words of Philox4x32-10 (for the known-answer test).");
 }

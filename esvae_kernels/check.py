@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from .surrogate import Surrogate
 def floating(name: str, tensor: object, least_dims: int, shape: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: got {type(tensor).__name__}, accepted is a tensor {shape}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {tensor.layout}, accepted is a dense tensor")
     if tensor.dtype not in DTYPES:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise TypeError(f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}, accepted are {accepted}")
@@ -45,13 +48,13 @@ def number(name: str, value: object, channels: int) -> float:
         if value.numel() not in (1, channels) or value.dim() > 1:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are a number, (1,) or ({channels},)")
         raise NotImplementedError(f"{name}: got a tensor; this version takes a number")
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: got {value!r}, accepted is a finite number")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, numbers.Real) and abs(value) <= sys.float_info.max:
+        return float(value)
+    raise ValueError(f"{name}: got {str(value)[:80]}, accepted is a finite number")
 
 
 def surrogate(value: object) -> Surrogate:
-    if not isinstance(value, Surrogate):
+    if not isinstance(value, Surrogate) or type(value) is Surrogate:
         hint = " (an instance, not the class)" if isinstance(value, type) else ""
         raise TypeError(f"surrogate: got {value!r}, accepted is one of esvae_kernels.surrogate{hint}")
     return value

@@ -7,8 +7,7 @@
 namespace esvae {
 namespace {
 
-constexpr int64_t kChunk = 16;    // time steps between two stored potentials
-constexpr int64_t kBlock = 1024;  // neurons a thread takes at once; 16 rows of fp32 potentials stay in L2
+constexpr int64_t kChunk = 16;  // time steps between two stored potentials
 
 template <class R>
 LifParams<R> params(const LifOptions& o) {
@@ -39,8 +38,9 @@ struct Smooth {
 
 // One time step of a block of n neurons; writes the spikes, or with `keep` the potentials that the backward needs.
 template <Reset reset, bool keep, class Fire, class R>
-void step(const LifParams<R>& p, double shape, const R* ESVAE_RESTRICT x, R* ESVAE_RESTRICT v, R* ESVAE_RESTRICT out,
+void step(const LifParams<R>& params, double shape, const R* ESVAE_RESTRICT x, R* ESVAE_RESTRICT v, R* ESVAE_RESTRICT out,
           int64_t n) {
+  const LifParams<R> p = params;  // a copy, so that no store can change it and the loop vectorises
   const Fire fire(shape);
   for (int64_t i = 0; i < n; ++i) {
     const R m = lif_membrane(p, v[i], x[i]);
@@ -50,15 +50,17 @@ void step(const LifParams<R>& p, double shape, const R* ESVAE_RESTRICT x, R* ESV
   }
 }
 
-// One time step backwards: dv becomes the gradient of the potential before this step.
+// One time step of at most kPiece neurons backwards: dv becomes the gradient of the potential before this step.
 template <Reset reset, class Fire, class Surrogate, class R>
-void step_back(const LifParams<R>& p, double shape, const R* ESVAE_RESTRICT m, const R* ESVAE_RESTRICT ds, R weight,
+void step_back(const LifParams<R>& params, double shape, const R* ESVAE_RESTRICT m, const R* ESVAE_RESTRICT ds, R weight,
                R* ESVAE_RESTRICT dv, R* ESVAE_RESTRICT dx, int64_t n) {
+  const LifParams<R> p = params;
   const Fire fire(shape);
   const Surrogate surrogate(shape);
+  R slope[kPiece];  // in a loop of its own, which compilers vectorise for every surrogate
+  for (int64_t i = 0; i < n; ++i) slope[i] = surrogate.slope(m[i] - p.center);
   for (int64_t i = 0; i < n; ++i) {
-    const R slope = surrogate.slope(m[i] - p.center);
-    const R dm = lif_adjoint<reset>(p, m[i], fire(p, m[i]), slope, ds[i] * weight, dv[i]);
+    const R dm = lif_adjoint<reset>(p, m[i], fire(p, m[i]), slope[i], ds[i] * weight, dv[i]);
     dx[i] = p.gain * dm;
     dv[i] = p.decay * dm;
   }
@@ -109,19 +111,22 @@ void forward(const LifForward& a, const RowIo<R>& io) {
   const LifParams<R> p = params<R>(a.options);
   const Neuron<R> neuron = choose<R>(a.options);
   const Readout readout = static_cast<Readout>(a.options.readout);
-  const int64_t blocks = (a.size + kBlock - 1) / kBlock;
+  const int64_t block = block_size<R>(a.size, a.threads);
   const bool stream = readout == Readout::none && a.steps * a.size * io.bytes >= kStreamBytes;
 #pragma omp parallel for schedule(static) num_threads(a.threads)
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = b * kBlock;
-    const int64_t n = a.size - begin < kBlock ? a.size - begin : kBlock;
-    alignas(64) R v[kBlock], s[kBlock], buffer[kBlock], sum[kBlock];
+  for (int64_t begin = 0; begin < a.size; begin += block) {
+    const int64_t n = a.size - begin < block ? a.size - begin : block;
+    alignas(64) R v[kBlock<R>], s[kBlock<R>], buffer[kBlock<R>], sum[kBlock<R>];
     load_or_zero(v, a.v0, begin, n);
     memset(sum, 0, sizeof sum);
     for (int64_t t = 0; t < a.steps; ++t) {
       if (a.saved && t > 0 && t % kChunk == 0)
         memcpy(static_cast<R*>(a.saved) + (t / kChunk - 1) * a.size + begin, v, n * sizeof(R));
-      neuron.step(p, a.options.shape, io.load(a.x, t * a.x_stride + begin, buffer, n), v, s, n);
+      const R* x = io.load(a.x, t * a.x_stride + begin, buffer, n);
+      for_pieces(n, [&](int64_t i, int64_t k) {
+        if (t + kAhead < a.steps) io.prefetch(a.x, (t + kAhead) * a.x_stride + begin + i, k);
+        neuron.step(p, a.options.shape, x + i, v + i, s + i, k);
+      });
       if (readout == Readout::none) {
         io.store(a.out, t * a.size + begin, s, n, stream);
       } else {
@@ -143,29 +148,37 @@ void backward(const LifBackward& a, const RowIo<R>& io) {
   const Neuron<R> neuron = choose<R>(a.options);
   const double shape = a.options.shape;
   const Readout readout = static_cast<Readout>(a.options.readout);
+  const int64_t dout_stride = readout == Readout::none ? a.size : 0;
   const bool constant = a.x_stride == 0;
-  const int64_t blocks = (a.size + kBlock - 1) / kBlock;
+  const int64_t block = block_size<R>(a.size, a.threads);
   const int64_t chunks = (a.steps + kChunk - 1) / kChunk;
   const bool stream = !constant && a.steps * a.size * io.bytes >= kStreamBytes;
 #pragma omp parallel for schedule(static) num_threads(a.threads)
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = b * kBlock;
-    const int64_t n = a.size - begin < kBlock ? a.size - begin : kBlock;
-    alignas(64) R m[kChunk * kBlock], v[kBlock], dv[kBlock], dx[kBlock], buffer[kBlock], sum[kBlock];
+  for (int64_t begin = 0; begin < a.size; begin += block) {
+    const int64_t n = a.size - begin < block ? a.size - begin : block;
+    alignas(64) R m[kChunk][kBlock<R>], v[kBlock<R>], dv[kBlock<R>], dx[kBlock<R>], buffer[kBlock<R>], sum[kBlock<R>];
     load_or_zero(dv, a.dv, begin, n);
     memset(sum, 0, sizeof sum);
     for (int64_t c = chunks - 1; c >= 0; --c) {
       const int64_t first = c * kChunk;
       const int64_t last = first + kChunk < a.steps ? first + kChunk : a.steps;
       load_or_zero(v, c == 0 ? a.v0 : a.saved, c == 0 ? begin : (c - 1) * a.size + begin, n);
-      for (int64_t t = first; t < last; ++t)
-        neuron.keep(p, shape, io.load(a.x, t * a.x_stride + begin, buffer, n), v, m + (t - first) * kBlock, n);
+      for (int64_t t = first; t < last; ++t) {
+        const R* x = io.load(a.x, t * a.x_stride + begin, buffer, n);
+        for_pieces(n, [&](int64_t i, int64_t k) {
+          if (t + kAhead < last) io.prefetch(a.x, (t + kAhead) * a.x_stride + begin + i, k);
+          neuron.keep(p, shape, x + i, v + i, m[t - first] + i, k);
+        });
+      }
       for (int64_t t = last - 1; t >= first; --t) {
-        const R* ds = io.load(a.dout, (readout == Readout::none ? t * a.size : 0) + begin, buffer, n);
+        const R* ds = io.load(a.dout, t * dout_stride + begin, buffer, n);
         const R weight = readout == Readout::weights ? static_cast<R>(a.weights[t])
                          : readout == Readout::rate  ? R(1) / static_cast<R>(a.steps)
                                                      : R(1);
-        neuron.back(p, shape, m + (t - first) * kBlock, ds, weight, dv, dx, n);
+        for_pieces(n, [&](int64_t i, int64_t k) {
+          if (t - kAhead >= first) io.prefetch(a.dout, (t - kAhead) * dout_stride + begin + i, k);
+          neuron.back(p, shape, m[t - first] + i, ds + i, weight, dv + i, dx + i, k);
+        });
         if (constant)
           for (int64_t i = 0; i < n; ++i) sum[i] += dx[i];
         else

@@ -2,50 +2,55 @@
 // Compiled once per vector width (ESVAE_ISA).
 #include <type_traits>
 
-#include "../math/philox.h"
-#include "../math/surrogate.h"
 #include "kernels.h"
+#include "lanes.h"  // before philox.h, whose template must see the vectors' product
 #include "rows.h"
+
+#include "../math/philox.h"
 
 namespace esvae {
 namespace {
 
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kSamplerBlock = 2048;
 constexpr int64_t kLanes = 4;  // time steps that one counter serves
 
-// The counters of a block of elements: position within the sample, and the sample's id.
+// The counters of a block of elements, padded to whole vectors: position within the sample, and the sample's id.
 struct Counters {
-  uint32_t element[kBlock], id_low[kBlock], id_high[kBlock];
+  alignas(64) uint64_t element[kSamplerBlock + 8], id[kSamplerBlock + 8];
 
   void fill(const Poisson& a, int64_t begin, int64_t n) {
-    int64_t sample = begin / a.elements, element = begin % a.elements;
-    for (int64_t i = 0; i < n;) {
-      const int64_t left = a.elements - element < n - i ? a.elements - element : n - i;
-      const uint64_t id = static_cast<uint64_t>(a.ids[sample]);
+    int64_t sample = begin / a.elements, position = begin % a.elements;
+    for (int64_t i = 0; i < n; ++sample, position = 0) {
+      const int64_t left = a.elements - position < n - i ? a.elements - position : n - i;
       for (int64_t j = 0; j < left; ++j) {
-        this->element[i + j] = static_cast<uint32_t>(element + j);
-        id_low[i + j] = static_cast<uint32_t>(id);
-        id_high[i + j] = static_cast<uint32_t>(id >> 32);
+        element[i + j] = static_cast<uint64_t>(position + j);
+        id[i + j] = static_cast<uint64_t>(a.ids[sample]);
       }
       i += left;
-      ++sample;
-      element = 0;
     }
+    for (int64_t i = n; i % kWidth; ++i) element[i] = id[i] = 0;
   }
 };
 
-// The uniforms of kLanes time steps: u[lane * kBlock + i].
-template <class R>
-void draw(const Counters& c, uint32_t group, uint64_t seed, R* ESVAE_RESTRICT u, int64_t n) {
-  const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int64_t i = 0; i < n; ++i) {
-    const PhiloxWords w = philox(c.element[i], group, c.id_low[i], c.id_high[i], k0, k1);
-    u[i] = uniform<R>(w.word[0]);
-    u[kBlock + i] = uniform<R>(w.word[1]);
-    u[2 * kBlock + i] = uniform<R>(w.word[2]);
-    u[3 * kBlock + i] = uniform<R>(w.word[3]);
+// The words of kLanes time steps for a block.
+struct Draw {
+  alignas(64) uint32_t word[kLanes][kSamplerBlock + 8];
+
+  void operator()(const Counters& c, int64_t group, uint64_t seed, int64_t n) {
+    const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int64_t i = 0; i < n; i += kWidth) {
+      Lanes element, id;
+      memcpy(&element, c.element + i, sizeof element);
+      memcpy(&id, c.id + i, sizeof id);
+      const Lanes zero{};
+      const auto drawn = philox<Lanes>(element, zero + static_cast<uint64_t>(group), id, id >> 32, k0, k1);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Words words = low_words(drawn.word[lane]);
+        memcpy(word[lane] + i, &words, sizeof words);
+      }
+    }
   }
-}
+};
 
 struct Below {
   explicit Below(const Poisson&) {}
@@ -63,25 +68,25 @@ struct SmoothBelow {
   ESVAE_HD R operator()(R r, R u) const { return surrogate.smooth((r - u) - center); }
 };
 
-// u becomes the spikes.
 template <class Fire, class R>
-void fire_row(const Poisson& a, const R* ESVAE_RESTRICT r, R* ESVAE_RESTRICT u, int64_t n) {
+void fire_row(const Poisson& a, const R* ESVAE_RESTRICT r, const uint32_t* ESVAE_RESTRICT words, R* ESVAE_RESTRICT s,
+              int64_t n) {
   const Fire fire(a);
-  for (int64_t i = 0; i < n; ++i) u[i] = fire(r[i], u[i]);
+  for (int64_t i = 0; i < n; ++i) s[i] = fire(r[i], uniform<R>(words[i]));
 }
 
 template <class Surrogate, class R>
-void slope_row(const Poisson& a, const R* ESVAE_RESTRICT r, const R* ESVAE_RESTRICT u, const R* ESVAE_RESTRICT ds,
-               R* ESVAE_RESTRICT sum, int64_t n) {
+void slope_row(const Poisson& a, const R* ESVAE_RESTRICT r, const uint32_t* ESVAE_RESTRICT words,
+               const R* ESVAE_RESTRICT ds, R* ESVAE_RESTRICT sum, int64_t n) {
   const Surrogate surrogate(a.shape);
   const R center = static_cast<R>(a.center);
-  for (int64_t i = 0; i < n; ++i) sum[i] += ds[i] * surrogate.slope((r[i] - u[i]) - center);
+  for (int64_t i = 0; i < n; ++i) sum[i] += ds[i] * surrogate.slope((r[i] - uniform<R>(words[i])) - center);
 }
 
 template <class R>
 struct Sampler {
-  void (*fire)(const Poisson&, const R*, R*, int64_t) = nullptr;
-  void (*slope)(const Poisson&, const R*, const R*, const R*, R*, int64_t) = nullptr;
+  void (*fire)(const Poisson&, const R*, const uint32_t*, R*, int64_t) = nullptr;
+  void (*slope)(const Poisson&, const R*, const uint32_t*, const R*, R*, int64_t) = nullptr;
   bool slope_needs_uniforms = true;
 };
 
@@ -100,21 +105,20 @@ template <class R>
 void forward(const Poisson& a, const RowIo<R>& io) {
   const Sampler<R> sampler = choose<R>(a);
   const int64_t size = a.samples * a.elements;
-  const int64_t blocks = (size + kBlock - 1) / kBlock;
   const bool stream = a.steps * size * io.bytes >= kStreamBytes;
 #pragma omp parallel for schedule(static) num_threads(a.threads)
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = b * kBlock;
-    const int64_t n = size - begin < kBlock ? size - begin : kBlock;
-    alignas(64) Counters counters;
-    alignas(64) R u[kLanes * kBlock], buffer[kBlock];
+  for (int64_t begin = 0; begin < size; begin += kSamplerBlock) {
+    const int64_t n = size - begin < kSamplerBlock ? size - begin : kSamplerBlock;
+    Counters counters;
+    Draw draw;
+    alignas(64) R s[kSamplerBlock], buffer[kSamplerBlock];
     counters.fill(a, begin, n);
     const R* r = io.load(a.rate, begin, buffer, n);
     for (int64_t t = 0; t < a.steps; t += kLanes) {
-      draw(counters, static_cast<uint32_t>(t / kLanes), a.seed, u, n);
+      draw(counters, t / kLanes, a.seed, n);
       for (int64_t lane = 0; lane < kLanes && t + lane < a.steps; ++lane) {
-        sampler.fire(a, r, u + lane * kBlock, n);
-        io.store(a.out, (t + lane) * size + begin, u + lane * kBlock, n, stream);
+        sampler.fire(a, r, draw.word[lane], s, n);
+        io.store(a.out, (t + lane) * size + begin, s, n, stream);
       }
     }
     stream_fence(stream);
@@ -125,22 +129,24 @@ template <class R>
 void backward(const Poisson& a, const RowIo<R>& io) {
   const Sampler<R> sampler = choose<R>(a);
   const int64_t size = a.samples * a.elements;
-  const int64_t blocks = (size + kBlock - 1) / kBlock;
 #pragma omp parallel for schedule(static) num_threads(a.threads)
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = b * kBlock;
-    const int64_t n = size - begin < kBlock ? size - begin : kBlock;
-    alignas(64) Counters counters;
-    alignas(64) R u[kLanes * kBlock], buffer[kBlock], ds_buffer[kBlock], sum[kBlock];
-    memset(u, 0, sizeof u);
+  for (int64_t begin = 0; begin < size; begin += kSamplerBlock) {
+    const int64_t n = size - begin < kSamplerBlock ? size - begin : kSamplerBlock;
+    Counters counters;
+    Draw draw;
+    alignas(64) R buffer[kSamplerBlock], ds_buffer[kSamplerBlock], sum[kSamplerBlock];
+    memset(draw.word, 0, sizeof draw.word);
     memset(sum, 0, sizeof sum);
-    counters.fill(a, begin, n);
+    if (sampler.slope_needs_uniforms) counters.fill(a, begin, n);
     const R* r = io.load(a.rate, begin, buffer, n);
     for (int64_t t = 0; t < a.steps; t += kLanes) {
-      if (sampler.slope_needs_uniforms) draw(counters, static_cast<uint32_t>(t / kLanes), a.seed, u, n);
+      if (sampler.slope_needs_uniforms) draw(counters, t / kLanes, a.seed, n);
       for (int64_t lane = 0; lane < kLanes && t + lane < a.steps; ++lane) {
         const R* ds = io.load(a.dspikes, (t + lane) * size + begin, ds_buffer, n);
-        sampler.slope(a, r, u + lane * kBlock, ds, sum, n);
+        for_pieces(n, [&](int64_t i, int64_t k) {
+          if (t + lane + kAhead < a.steps) io.prefetch(a.dspikes, (t + lane + kAhead) * size + begin + i, k);
+          sampler.slope(a, r + i, draw.word[lane] + i, ds + i, sum + i, k);
+        });
       }
     }
     io.store(a.out, begin, sum, n, false);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 #include "kernels.h"
@@ -86,16 +86,32 @@ inline const double* load_row(const double* row, double*, int64_t) { return row;
 // Past this size a tensor does not stay in cache, and a store that bypasses it saves reading the line first.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
+// One store of the widest vector that this build has; `dst` is aligned to it.
+#if defined(__AVX512F__)
+constexpr int64_t kVector = 64;
+inline void stream_vector(char* dst, const char* src) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), _mm512_loadu_si512(src));
+}
+#elif defined(__AVX2__)
+constexpr int64_t kVector = 32;
+inline void stream_vector(char* dst, const char* src) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(dst), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
+}
+#elif defined(__SSE2__)
+constexpr int64_t kVector = 16;
+inline void stream_vector(char* dst, const char* src) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(dst), _mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
+}
+#endif
+
 inline void copy_bytes(void* dst, const void* src, int64_t bytes, bool stream) {
 #if defined(__SSE2__)
-  if (stream && bytes >= 64) {
+  if (stream && bytes >= kVector) {
     char* d = static_cast<char*>(dst);
     const char* s = static_cast<const char*>(src);
-    const int64_t head = (16 - (reinterpret_cast<uintptr_t>(d) & 15)) & 15;
-    memcpy(d, s, head);
-    int64_t i = head;
-    for (; i + 16 <= bytes; i += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(d + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(s + i)));
+    int64_t i = (kVector - (reinterpret_cast<uintptr_t>(d) & (kVector - 1))) & (kVector - 1);
+    memcpy(d, s, i);
+    for (; i + kVector <= bytes; i += kVector) stream_vector(d + i, s + i);
     memcpy(d + i, s + i, bytes - i);
     return;
   }
@@ -113,18 +129,40 @@ inline void stream_fence(bool stream) {
 #endif
 }
 
+// The rows of consecutive time steps lie far apart, and the hardware's prefetcher starts anew on each: ask for them
+// early, into L2, a piece at a time so that the requests do not queue up in front of the loads.
+constexpr int64_t kAhead = 2;    // rows
+constexpr int64_t kPiece = 512;  // elements
+
+inline void prefetch_bytes(const char* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+}
+
+template <class F>
+inline void for_pieces(int64_t n, F&& f) {
+  for (int64_t i = 0; i < n; i += kPiece) f(i, n - i < kPiece ? n - i : kPiece);
+}
+
+// Neurons that a thread takes through time at once: as many as keep 16 rows of state in L2, but no fewer threads busy.
+template <class R>
+constexpr int64_t kBlock = int64_t{16384} / sizeof(R);
+
+template <class R>
+inline int64_t block_size(int64_t size, int threads) {
+  const int64_t share = ((size + threads - 1) / threads + 63) / 64 * 64;
+  return share < 64 ? 64 : (share < kBlock<R> ? share : kBlock<R>);
+}
+
 template <class S, class R>
 inline void store_row(S* row, const R* values, int64_t n, bool stream) {
   if constexpr (sizeof(S) == sizeof(R)) {
     copy_bytes(row, values, n * static_cast<int64_t>(sizeof(S)), stream);
   } else {
-    constexpr int64_t kPiece = 512;
-    S piece[kPiece];
-    for (int64_t i = 0; i < n; i += kPiece) {
-      const int64_t m = n - i < kPiece ? n - i : kPiece;
+    for_pieces(n, [&](int64_t i, int64_t m) {
+      S piece[kPiece];
       for (int64_t j = 0; j < m; ++j) piece[j] = Narrow<S, R>::from(values[i + j]);
       copy_bytes(row + i, piece, m * static_cast<int64_t>(sizeof(S)), stream);
-    }
+    });
   }
 }
 
@@ -134,6 +172,10 @@ struct RowIo {
   int64_t bytes;  // of one element
   const R* (*load)(const void* tensor, int64_t offset, R* buffer, int64_t n);
   void (*store)(void* tensor, int64_t offset, const R* values, int64_t n, bool stream);
+
+  void prefetch(const void* tensor, int64_t offset, int64_t n) const {
+    prefetch_bytes(static_cast<const char*>(tensor) + offset * bytes, n * bytes);
+  }
 };
 
 template <class S, class R>

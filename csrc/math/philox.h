@@ -7,20 +7,27 @@
 namespace esvae {
 namespace {
 
+// The 64-bit product of a constant and a lane's low 32 bits. A vector type brings its own overload.
+ESVAE_HD uint64_t wide_product(uint32_t constant, uint64_t lane) {
+  return static_cast<uint64_t>(constant) * static_cast<uint32_t>(lane);
+}
+
+template <class Lane>
 struct PhiloxWords {
-  uint32_t word[4];
+  Lane word[4];
 };
 
-ESVAE_HD PhiloxWords philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+// A lane is 64 bits wide, or a vector of such; a word is its low half, and the upper half is left to hold anything:
+// only the low half enters a product, and no instruction is spent on clearing the other.
+template <class Lane>
+ESVAE_HD PhiloxWords<Lane> philox(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
-    const uint64_t a = static_cast<uint64_t>(0xD2511F53u) * c0;
-    const uint64_t b = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-    const uint32_t n0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
-    const uint32_t n2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(b);
-    c3 = static_cast<uint32_t>(a);
-    c0 = n0;
-    c2 = n2;
+    const Lane a = wide_product(0xD2511F53u, c0);
+    const Lane b = wide_product(0xCD9E8D57u, c2);
+    c0 = (b >> 32) ^ c1 ^ static_cast<uint64_t>(k0);
+    c2 = (a >> 32) ^ c3 ^ static_cast<uint64_t>(k1);
+    c1 = b;
+    c3 = a;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }

@@ -28,6 +28,8 @@ class Surrogate:
             value = getattr(self, field.name)
             if field.name in ("width", "alpha") and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise ValueError(f"{type(self).__name__}({field.name}): got {value!r}, accepted is a number above 0")
+            if field.name == "center" and not (isinstance(value, int | float) and -math.inf < value < math.inf):
+                raise ValueError(f"{type(self).__name__}(center): got {value!r}, accepted is a finite number")
 
     @property
     def shape(self) -> float:

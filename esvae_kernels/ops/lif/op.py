@@ -14,7 +14,7 @@ from . import native, reference
 from .reference import READOUTS, RESETS, Neuron, state_dtype
 
 _OPTIONS = (
-    "int steps, bool constant, int reset, float decay, float gain, float rest, float threshold, float v_reset, "
+    "SymInt steps, bool constant, int reset, float decay, float gain, float rest, float threshold, float v_reset, "
     "bool strict, bool detach_reset, int surrogate, float shape, float center, bool smooth, int readout"
 )
 
@@ -164,12 +164,12 @@ class _Lif(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, weights, save, *options):
+    def forward(x, v, weights, save, options):
         return lif_fwd(x, v, weights, save, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, v, weights, _, *ctx.options = inputs
+        x, v, weights, _, ctx.options = inputs
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(x, v, weights, output[2])
         ctx.set_materialize_grads(False)
@@ -178,13 +178,13 @@ class _Lif(torch.autograd.Function):
     def backward(ctx, dout, dv, _):
         x, v, weights, saved = ctx.saved_tensors
         if dout is None and dv is None:
-            return (None,) * (4 + len(ctx.options))
+            return (None,) * 5
         if dout is None:
-            p = Neuron(*ctx.options)
+            p = ctx.options
             dout = x.new_zeros(x.shape if READOUTS[p.readout] is None or p.constant else x.shape[1:])
             dout = dout.expand(p.steps, *x.shape) if READOUTS[p.readout] is None and p.constant else dout
-        dx, dv0 = _LifBackward.apply(x, v, saved, weights, dout, dv, *ctx.options)
-        return dx, None if v is None else dv0, None, None, *(None,) * len(ctx.options)
+        dx, dv0 = _LifBackward.apply(x, v, saved, weights, dout, dv, ctx.options)
+        return dx, None if v is None else dv0, None, None, None
 
 
 class _LifBackward(torch.autograd.Function):
@@ -193,21 +193,24 @@ class _LifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, saved, weights, dout, dv, *options):
+    def forward(x, v, saved, weights, dout, dv, options):
         return lif_bwd(x, v, saved, weights, dout, dv, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, v, _, weights, dout, dv, *ctx.options = inputs
+        x, v, _, weights, dout, dv, ctx.options = inputs
         ctx.save_for_backward(x, v, weights, dout, dv)
 
     @staticmethod
     def backward(ctx, ddx, ddv0):
         x, v, weights, dout, dv = ctx.saved_tensors
-        p = Neuron(*ctx.options)
+        p = ctx.options
         again = torch.is_grad_enabled()
         with torch.enable_grad():
-            x, v, dout, dv = (None if t is None else t if t.requires_grad else t.detach().requires_grad_() for t in (x, v, dout, dv))
+            x, v, dout, dv = (
+                None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+                for t in (x, v, dout, dv)
+            )
             out, last = reference.lif(x, v, weights, p)
             inputs = [t for t in (x, v) if t is not None]
             outputs = [(out, dout)] if dv is None else [(out, dout), (last, dv)]
@@ -221,7 +224,7 @@ class _LifBackward(torch.autograd.Function):
                 )
             )
         dx, dv0, ddout, ddv = (None if t is None else next(second) for t in (x, v, dout, dv))
-        return dx, dv0, None, None, ddout, ddv, *(None,) * len(ctx.options)
+        return dx, dv0, None, None, ddout, ddv, None
 
 
 def lif(
@@ -292,7 +295,7 @@ def lif(
         raise NotImplementedError(f"record: got {record!r}; this version records nothing, accepted is None")
     if dtype not in (None, x.dtype):
         raise NotImplementedError(f"dtype: got {dtype}; this version returns spikes in x's dtype, {x.dtype}")
-    weights = None if readout is None or readout == "rate" else _weights(readout, time, x.device)
+    weights = None if readout is None or (isinstance(readout, str) and readout == "rate") else _weights(readout, time, x.device)
     p = Neuron(
         steps=time,
         constant=steps is not None,
@@ -310,7 +313,7 @@ def lif(
         smooth=surrogate.smooth,
         readout=READOUTS.index("weights" if weights is not None else readout),
     )
-    out, last, _ = _Lif.apply(x, v, weights, torch.is_grad_enabled(), *p)
+    out, last, _ = _Lif.apply(x, v, weights, torch.is_grad_enabled(), p)
     return out, last
 
 
@@ -319,7 +322,10 @@ def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
         raise ValueError(f"readout: got {readout!r}, accepted are None, 'rate' or {steps} weights")
     if isinstance(readout, Tensor) and readout.requires_grad:
         raise NotImplementedError("readout: got weights that require a gradient; this version takes constants")
-    weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
+    try:
+        weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"readout: got {type(readout).__name__}, accepted are None, 'rate' or {steps} weights") from None
     if tuple(weights.shape) != (steps,):
         raise ValueError(f"readout: got weights of shape {tuple(weights.shape)}, accepted is ({steps},)")
     return weights.contiguous()

@@ -73,7 +73,7 @@ def _unbatched_seed(dim: int | None) -> None:
 
 
 poisson_fwd = register(
-    f"poisson_fwd(Tensor rate, Tensor ids, Tensor seed, int steps, {_OPTIONS}) -> Tensor",
+    f"poisson_fwd(Tensor rate, Tensor ids, Tensor seed, SymInt steps, {_OPTIONS}) -> Tensor",
     _poisson,
     _poisson_fake,
     _poisson_vmap,
@@ -90,18 +90,18 @@ class _Poisson(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, steps, *options):
+    def forward(rate, ids, seed, steps, options):
         return poisson_fwd(rate, ids, seed, steps, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rate, ids, seed, _, *ctx.options = inputs
+        rate, ids, seed, _, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed)
 
     @staticmethod
     def backward(ctx, dspikes):
-        drate = _PoissonBackward.apply(*ctx.saved_tensors, dspikes, *ctx.options)
-        return drate, None, None, None, *(None,) * len(ctx.options)
+        drate = _PoissonBackward.apply(*ctx.saved_tensors, dspikes, ctx.options)
+        return drate, None, None, None, None
 
 
 class _PoissonBackward(torch.autograd.Function):
@@ -110,12 +110,12 @@ class _PoissonBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, dspikes, *options):
+    def forward(rate, ids, seed, dspikes, options):
         return poisson_bwd(rate, ids, seed, dspikes, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rate, ids, seed, dspikes, *ctx.options = inputs
+        rate, ids, seed, dspikes, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed, dspikes)
 
     @staticmethod
@@ -123,12 +123,12 @@ class _PoissonBackward(torch.autograd.Function):
         rate, ids, seed, dspikes = ctx.saved_tensors
         again = torch.is_grad_enabled()
         with torch.enable_grad():
-            rate, dspikes = (t if t.requires_grad else t.detach().requires_grad_() for t in (rate, dspikes))
+            rate, dspikes = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (rate, dspikes))
             drate = reference.poisson_backward(rate, ids, _seed(seed), dspikes, from_arguments(*ctx.options))
             second = torch.autograd.grad(
                 drate, (rate, dspikes), ddrate, create_graph=again, allow_unused=True, materialize_grads=True
             )
-        return second[0], None, None, second[1], *(None,) * len(ctx.options)
+        return second[0], None, None, second[1], None
 
 
 def poisson(
@@ -177,6 +177,8 @@ def poisson(
         raise NotImplementedError(f"dtype: got {dtype}; this version returns spikes in the rates' dtype, {rate.dtype}")
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, accepted is one of them")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {type(generator).__name__}, accepted is a torch.Generator")
     if check_rates and not bool(((rate >= 0) & (rate <= 1)).all()):
         raise ValueError("rate: got values that are NaN or outside [0, 1], accepted are rates in [0, 1]")
     if sample_ids is None:
@@ -184,7 +186,7 @@ def poisson(
     else:
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
     options = (surrogate.id, surrogate.shape, float(surrogate.center), surrogate.smooth)
-    return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, *options)
+    return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, options)
 
 
 def seed_tensor(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -15,6 +15,8 @@ The derivative of z in r is the surrogate's at r - u. A rate <= 0 or NaN never f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,12 +52,12 @@ def uniforms(ids: Tensor, elements: int, steps: int, seed: int, dtype: torch.dty
 def poisson(rate: Tensor, ids: Tensor, seed: int, steps: int, surrogate: Surrogate) -> Tensor:
     """rate (N, *) -> spikes (T, N, *) in rate's dtype, compared in fp32 (fp64 for fp64 rates)."""
     r = rate.to(state_dtype(rate.dtype))
-    u = uniforms(ids, rate[0].numel(), steps, seed, r.dtype).view(steps, *rate.shape)
+    u = uniforms(ids, math.prod(rate.shape[1:]), steps, seed, r.dtype).view(steps, *rate.shape)
     return spike(r - u - surrogate.center, u < r, surrogate).to(rate.dtype)
 
 
 def poisson_backward(rate: Tensor, ids: Tensor, seed: int, dspikes: Tensor, surrogate: Surrogate) -> Tensor:
     """The gradient of the rates, from that of the spikes."""
     r = rate.to(state_dtype(rate.dtype))
-    u = uniforms(ids, rate[0].numel(), len(dspikes), seed, r.dtype).view(dspikes.shape)
+    u = uniforms(ids, math.prod(rate.shape[1:]), len(dspikes), seed, r.dtype).view(dspikes.shape)
     return (dspikes.to(r.dtype) * surrogate.derivative(r - u - surrogate.center)).sum(0).to(rate.dtype)

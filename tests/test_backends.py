@@ -1,0 +1,197 @@
+"""Which backend runs, how one is forced, and what is said where it cannot run."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_helpers import BACKENDS, one_line
+
+from esvae_kernels import available_backends, backends, lif, native, poisson, tune_allocator, use_backend
+from esvae_kernels.ops.lif import native as lif_native
+from esvae_kernels.ops.lif import reference as lif_reference
+from esvae_kernels.ops.poisson import native as poisson_native
+from esvae_kernels.ops.poisson import reference as poisson_reference
+
+CPU = torch.device("cpu")
+MISSING = "the compiled module is missing (no such module)"
+
+
+def call_lif() -> torch.Tensor:
+    x = torch.ones(3, 2, requires_grad=True)
+    return torch.autograd.grad(lif(x, decay=0.5, threshold=1.0)[0].sum(), x)[0]
+
+
+def call_poisson() -> torch.Tensor:
+    rate = torch.full((3, 2), 0.5, requires_grad=True)
+    return torch.autograd.grad(poisson(rate, 3, seed=1).sum(), rate)[0]
+
+
+CALLS = {"lif": (call_lif, lif_native, lif_reference), "poisson": (call_poisson, poisson_native, poisson_reference)}
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESVAE_BACKEND", raising=False)
+
+
+def test_the_compiled_backend_is_there() -> None:
+    """Otherwise every test of the kernels would silently run on the reference."""
+    assert available_backends() == ["reference", "cpu"] == BACKENDS
+    assert native.why_missing == ""
+    assert native.module.__version__ == native.package_version()
+    assert native.module.isa() in native.module.isas()
+
+
+def test_unknown_vector_width() -> None:
+    before = native.module.isa()
+    one_line(lambda: native.module.set_isa("mmx"), ValueError, "isa: got 'mmx'")
+    assert native.module.isa() == before
+
+
+def test_the_fastest_runs_by_default() -> None:
+    assert backends.pick(CPU) == "cpu"
+    assert backends.pick(torch.device("meta")) == "reference"
+
+
+@pytest.mark.parametrize("function", ["", "_backward"], ids=["forward", "backward"])
+@pytest.mark.parametrize("op", CALLS)
+def test_each_backend_runs_its_own_code(op: str, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, native_room, reference_room = CALLS[op]
+    ran: list[str] = []
+
+    def spy(name: str, original: Callable) -> Callable:
+        def wrapped(*arguments: object) -> object:
+            ran.append(name)
+            return original(*arguments)
+
+        return wrapped
+
+    for name, room in (("cpu", native_room), ("reference", reference_room)):
+        monkeypatch.setattr(room, op + function, spy(name, getattr(room, op + function)))
+    for name in BACKENDS:
+        with use_backend(name):
+            call()
+    call()
+    assert ran == [*BACKENDS, "cpu"]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_environment_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESVAE_BACKEND", name)
+    assert backends.pick(CPU) == name
+    with use_backend("reference"):  # overrides it
+        assert backends.pick(CPU) == "reference"
+
+
+def test_empty_environment_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESVAE_BACKEND", "")
+    assert backends.pick(CPU) == "cpu"
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_unknown_backend(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_line(lambda: use_backend("tpu").__enter__(), ValueError, "use_backend: got 'tpu', accepted are reference, cpu")
+    monkeypatch.setenv("ESVAE_BACKEND", "tpu")
+    one_line(CALLS[op][0], ValueError, "ESVAE_BACKEND: got 'tpu', accepted are reference, cpu")
+
+
+def test_use_backend_nests_and_restores() -> None:
+    with use_backend("reference"):
+        with use_backend("cpu"):
+            assert backends.pick(CPU) == "cpu"
+        assert backends.pick(CPU) == "reference"
+        with pytest.raises(ZeroDivisionError), use_backend("cpu"):
+            raise ZeroDivisionError
+        assert backends.pick(CPU) == "reference"
+    assert backends.pick(CPU) == "cpu"
+    with pytest.raises(ZeroDivisionError), use_backend("reference"):
+        raise ZeroDivisionError
+    assert backends.pick(CPU) == "cpu"
+
+
+def test_use_backend_is_of_its_own_thread() -> None:
+    seen: list[str] = []
+    with use_backend("reference"):
+        other = threading.Thread(target=lambda: seen.append(backends.pick(CPU)))
+        other.start()
+        other.join()
+    assert seen == ["cpu"]
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_without_the_compiled_module(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the reference steps in; a forced backend says why it cannot run."""
+    call = CALLS[op][0]
+    expected = call()
+    monkeypatch.setattr(native, "why_missing", MISSING)
+    monkeypatch.setattr(native, "module", None)
+    assert available_backends() == ["reference"]
+    torch.testing.assert_close(call(), expected)
+    refused = f"backend 'cpu' was asked for but cannot run: {MISSING}"
+    with use_backend("cpu"):
+        one_line(call, RuntimeError, refused)
+    monkeypatch.setenv("ESVAE_BACKEND", "cpu")
+    one_line(call, RuntimeError, refused)
+
+
+def test_forced_on_the_wrong_device() -> None:
+    with use_backend("cpu"):
+        one_line(
+            lambda: backends.pick(torch.device("meta")), RuntimeError, "backend 'cpu' was asked for but cannot run"
+        )
+        with pytest.raises(RuntimeError, match="this one is on meta"):
+            backends.pick(torch.device("meta"))
+
+
+def test_loading_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = native.module.__version__
+    monkeypatch.setattr(native, "package_version", lambda: "9.8.7")
+    module, why = native._load()
+    assert module is None
+    assert built in why
+    assert "9.8.7" in why
+    assert "pip install ." in why
+    monkeypatch.setitem(sys.modules, "_esvae_kernels", None)  # an import then raises ImportError
+    module, why = native._load()
+    assert module is None
+    assert why.startswith("the compiled module is missing")
+    assert "pip install ." in why
+
+
+@pytest.mark.usefixtures("threads")
+def test_small_work_stays_on_one_thread() -> None:
+    torch.set_num_threads(2)
+    assert native.threads(native.SERIAL_BELOW - 1) == 1
+    assert native.threads(native.SERIAL_BELOW) == 2
+
+
+def test_tune_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """True with glibc, False elsewhere, never an error."""
+    accepted: list[tuple[int, int]] = []
+
+    class Glibc:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            accepted.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Glibc)
+    assert tune_allocator() is True
+    assert accepted == [(-3, 1 << 30), (-1, (1 << 31) - 1)]
+    monkeypatch.setattr(Glibc, "mallopt", staticmethod(lambda parameter, value: 0))
+    assert tune_allocator() is False
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert tune_allocator() is False
+
+    def unavailable(name: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", unavailable)
+    assert tune_allocator() is False
+    monkeypatch.undo()
+    assert isinstance(tune_allocator(), bool)

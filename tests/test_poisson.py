@@ -1,0 +1,527 @@
+"""The Poisson room: the generator against published vectors, the kernel against the reference, the noise itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from kernel_helpers import (
+    BACKENDS,
+    DTYPES,
+    ISAS,
+    SMOOTH,
+    SURROGATES,
+    assert_gradients,
+    assert_same_bits,
+    name,
+    one_line,
+    randn,
+    vector_width,
+)
+from scipy import stats
+from torch import Tensor
+
+from esvae_kernels import native, poisson, use_backend
+from esvae_kernels.ops.poisson import reference
+from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough, Surrogate
+
+ops = torch.ops.esvae_kernels
+pytestmark = pytest.mark.usefixtures("poisoned")
+on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+on_isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
+WORD = 0xFFFFFFFF
+SEEDS = [0, 1, -1, 2**32 + 5, 2**63 + 5, -(2**63), 2**64 - 1]
+RECTANGULAR = (0, 0.5, 0.0, False)  # the raw ops' arguments
+
+
+def rates(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Rates in [-0.1, 1.1], so that both ends are met as well."""
+    u = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (u * 1.2 - 0.1).to(dtype)
+
+
+def uniforms(elements: int, steps: int, ids: Tensor, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """u (T, N, elements), as the op draws them: the smooth straight-through spike at rate 0 is -u."""
+    zero = torch.zeros(len(ids), elements, dtype=dtype)
+    return -poisson(zero, steps, sample_ids=ids, seed=seed, surrogate=StraightThrough(smooth=True))
+
+
+# ------------------------------------------------------------------------------------------------- the generator
+
+KNOWN = {  # the known-answer vectors that the Random123 library publishes for philox4x32-10
+    "zeros": ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    "ones": ([WORD] * 4, [WORD] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    "pi": (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+}
+
+
+@pytest.mark.parametrize("vector", KNOWN)
+def test_philox_known_answers(vector: str) -> None:
+    counter, key, expected = KNOWN[vector]
+    assert native.module.philox(counter, key) == expected
+    words = reference.philox([torch.tensor([word]) for word in counter], (key[0], key[1]))
+    assert [word.item() for word in words] == expected
+
+
+def test_philox_wants_four_and_two_words() -> None:
+    one_line(lambda: native.module.philox([0] * 3, [0] * 2), ValueError, "philox: ")
+    one_line(lambda: native.module.philox([0] * 4, [0] * 3), ValueError, "philox: ")
+
+
+@on_both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_counter_is_the_one_that_is_documented(seed: int, dtype: torch.dtype, backend: str) -> None:
+    ids = [0, 1, 77, 2**32, 2**40 + 3, 2**63 - 1, -1]
+    u = uniforms(1500, 11, torch.tensor(ids), seed, dtype)
+    key = [seed & WORD, seed >> 32 & WORD]
+    for (n, sample), i, t in itertools.product(enumerate(ids), (0, 1, 1023, 1024, 1499), (0, 3, 4, 10)):
+        words = native.module.philox([i, t // 4, sample & WORD, sample >> 32 & WORD], key)
+        assert u[t, n, i].item() == (words[t % 4] >> 8) * 2.0**-24
+
+
+@on_both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_fires_below_the_rate(dtype: torch.dtype, backend: str) -> None:
+    """At r = u it does not fire, one unit in the last place above it does."""
+    ids = torch.arange(3)
+    u = uniforms(100, 1, ids, 5, dtype)[0]
+    above = torch.nextafter(u, torch.ones((), dtype=dtype))
+    assert not poisson(u, 1, seed=5).any()
+    assert poisson(above, 1, seed=5).all()
+
+
+@on_both
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_rates_at_the_ends(dtype: torch.dtype, backend: str) -> None:
+    never = torch.tensor([[0.0, -0.0, -1.0, -float("inf"), float("nan")]], dtype=dtype)
+    always = torch.tensor([[1.0, 1.5, float("inf")]], dtype=dtype)
+    assert not poisson(never, 4001, seed=1).any()
+    assert (poisson(always, 4001, seed=1) == 1).all()
+
+
+# ------------------------------------------------------------------------------- bits and gradients of the kernel
+
+SHAPES = [(1,), (5, 1), (3, 1023), (2, 4097), (300, 7), (4, 3, 5, 2)]
+STEPS = [1, 3, 4, 7, 16, 18]
+
+
+def run(backend: str, rate: Tensor, steps: int, **options) -> tuple[Tensor, Tensor]:
+    """Spikes, and the rate's gradient for a fixed cotangent."""
+    with use_backend(backend):
+        rate = rate.detach().requires_grad_()
+        spikes = poisson(rate, steps, **options)
+        (gradient,) = torch.autograd.grad(spikes, rate, randn(*spikes.shape, seed=7, dtype=spikes.dtype))
+    return spikes.detach(), gradient
+
+
+def check_equal(rate: Tensor, steps: int, **options) -> None:
+    """Equal in every bit, on every vector width; gradients within their tolerance."""
+    expected = run("reference", rate, steps, **options)
+    for isa in ISAS:
+        with vector_width(isa):
+            spikes, gradient = run("cpu", rate, steps, **options)
+        assert_same_bits(spikes, expected[0])
+        assert_gradients([gradient], [expected[1]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "N" + "x".join(map(str, shape)))
+@pytest.mark.parametrize("steps", STEPS, ids=lambda steps: f"T{steps}")
+def test_equals_the_reference(steps: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check_equal(rates(*shape, dtype=dtype), steps, seed=SEEDS[(steps + len(shape)) % len(SEEDS)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
+def test_surrogates_equal_the_reference(surrogate: Surrogate, dtype: torch.dtype) -> None:
+    check_equal(rates(3, 1030, dtype=dtype), 10, seed=3, surrogate=surrogate)
+
+
+@pytest.mark.parametrize(("steps", "dtype"), [(3, torch.float32), (6, torch.bfloat16)], ids=["f32", "bf16"])
+def test_tensors_beyond_the_cache(steps: int, dtype: torch.dtype) -> None:
+    """More than 8 MiB of spikes, at an odd width: the stores that bypass the cache, unaligned rows."""
+    check_equal(rates(7, 100_003, dtype=dtype), steps, seed=3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_seeds_and_samples_of_64_bits_equal_the_reference(seed: int) -> None:
+    ids = torch.tensor([0, 2**32 - 1, 2**32, 2**50 + 7, 2**63 - 1, -1])
+    check_equal(rates(6, 40), 9, seed=seed, sample_ids=ids)
+
+
+def test_seeds_are_taken_modulo_64_bits() -> None:
+    rate = rates(3, 50)
+    assert torch.equal(poisson(rate, 5, seed=-1), poisson(rate, 5, seed=2**64 - 1))
+    assert torch.equal(poisson(rate, 5, seed=torch.tensor([-1])), poisson(rate, 5, seed=-1))
+    assert not torch.equal(poisson(rate, 5, seed=5), poisson(rate, 5, seed=5 + 2**32))  # the high word counts
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+def test_half_rates_are_compared_in_fp32(dtype: torch.dtype) -> None:
+    rate = rates(5, 500, dtype=dtype)
+    assert torch.equal(poisson(rate, 9, seed=1).float(), poisson(rate.float(), 9, seed=1))
+
+
+@on_isas
+@pytest.mark.parametrize("splits", [(2, 6), (1, 1, 1, 5), (7, 1)], ids=str)
+def test_any_split_of_the_batch_gives_the_same_spikes(splits: tuple[int, ...], isa: str) -> None:
+    rate, ids = rates(8, 300), torch.arange(8)
+    whole, gradient = run("cpu", rate, 9, seed=3)
+    parts = [poisson(r, 9, seed=3, sample_ids=i) for r, i in zip(rate.split(splits), ids.split(splits), strict=True)]
+    assert torch.equal(torch.cat(parts, 1), whole)
+    leaf = rate.clone().requires_grad_()
+    parts = [poisson(r, 9, seed=3, sample_ids=i) for r, i in zip(leaf.split(splits), ids.split(splits), strict=True)]
+    assert_same_bits(torch.autograd.grad(torch.cat(parts, 1), leaf, randn(9, 8, 300, seed=7))[0], gradient)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(poisson(rate[order], 9, seed=3, sample_ids=order), whole[:, order])
+
+
+def test_a_longer_run_begins_alike() -> None:
+    rate = rates(3, 50)
+    assert torch.equal(poisson(rate, 18, seed=1)[:5], poisson(rate, 5, seed=1))
+
+
+@on_both
+def test_straight_through_gradient_is_the_sum_over_time(backend: str) -> None:
+    rate = rates(3, 7, dtype=torch.float64).requires_grad_()
+    cotangent = randn(10, 3, 7, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(poisson(rate, 10, seed=1, surrogate=StraightThrough()), rate, cotangent)
+    assert_gradients([gradient], [cotangent.sum(0)])
+
+
+@on_both
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
+def test_gradient_is_the_slope_at_rate_minus_u(surrogate: Surrogate, backend: str) -> None:
+    rate, ids = rates(3, 7, dtype=torch.float64).requires_grad_(), torch.arange(3)
+    cotangent = randn(10, 3, 7, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(poisson(rate, 10, seed=1, surrogate=surrogate), rate, cotangent)
+    u = uniforms(7, 10, ids, 1, torch.float64)
+    expected = (cotangent * surrogate.derivative(rate.detach() - u - surrogate.center)).sum(0)
+    assert_gradients([gradient], [expected])
+
+
+@on_both
+@pytest.mark.parametrize("surrogate", SMOOTH, ids=name)
+def test_gradcheck(surrogate: Surrogate, backend: str) -> None:
+    rate = rates(2, 3, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda r: poisson(r, 5, seed=1, surrogate=surrogate), rate)
+    assert torch.autograd.gradgradcheck(lambda r: poisson(r, 5, seed=1, surrogate=surrogate), rate)
+
+
+@on_both
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
+def test_second_derivatives_of_real_spikes(surrogate: Surrogate, backend: str) -> None:
+    """The cotangent depends on the rate as well, as under any loss that is not linear in the spikes."""
+    rate = rates(3, 7, dtype=torch.float64).requires_grad_()
+
+    def twice(spikes: Tensor) -> Tensor:
+        loss = (spikes.sum(0) * rate).square().sum()
+        (first,) = torch.autograd.grad(loss, rate, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), rate)[0]
+
+    expected = reference.poisson(rate, torch.arange(3), 1, 5, surrogate)
+    assert_gradients([twice(poisson(rate, 5, seed=1, surrogate=surrogate))], [twice(expected)])
+
+
+@pytest.mark.usefixtures("threads")
+def test_deterministic_for_any_thread_count() -> None:
+    rate, results = rates(5, 4097), []
+    for count in (1, 1, 2):
+        torch.set_num_threads(count)
+        results.append(run("cpu", rate, 16, seed=1, surrogate=Sigmoid()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same_bits(a, b)
+
+
+# ------------------------------------------------------------------------------------------------------ chance
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    """(T, N, elements) uniforms of neighbouring steps, samples and elements."""
+    return uniforms(257, 64, torch.arange(32), 2024).numpy()
+
+
+def test_uniforms_are_uniform(noise: np.ndarray) -> None:
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    assert stats.kstest(noise.ravel(), "uniform").pvalue > 0.01
+    for shift in (24, 20, 8):  # the top byte, and bytes further down
+        words = (noise.ravel() * 2.0**24).astype(np.int64) << 8
+        counts = np.bincount(words >> shift & 0xFF, minlength=256)
+        assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_neighbours_are_independent(noise: np.ndarray) -> None:
+    for axis, lag in itertools.product(range(3), (1, 2, 4)):
+        a = np.delete(noise, range(lag), axis).ravel()
+        b = np.delete(noise, range(-lag, 0), axis).ravel()
+        assert abs(np.corrcoef(a, b)[0, 1]) < 3.5 / np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("other", [2025, 2024 + 2**32], ids=["low-word", "high-word"])
+def test_neighbouring_seeds_are_independent(noise: np.ndarray, other: int) -> None:
+    second = uniforms(257, 64, torch.arange(32), other).numpy()
+    assert abs(np.corrcoef(noise.ravel(), second.ravel())[0, 1]) < 3.5 / np.sqrt(noise.size)
+
+
+@pytest.mark.parametrize("rate", [0.003, 0.37, 0.98])
+def test_the_mean_is_the_rate(rate: float) -> None:
+    spikes = poisson(torch.full((100, 100), rate), 50, seed=9)
+    fired = int(spikes.sum())
+    assert stats.binomtest(fired, spikes.numel(), rate).pvalue > 0.01
+
+
+# ------------------------------------------------------------------------------------------ seeds and generators
+
+
+def test_generators() -> None:
+    rate = rates(3, 50)
+    generator = torch.Generator().manual_seed(1)
+    first, second = (poisson(rate, 4, generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
+    generator.manual_seed(1)
+    assert torch.equal(poisson(rate, 4, generator=generator), first)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert torch.equal(poisson(rate, 4), first)  # torch's own generator, equally seeded
+    assert torch.equal(poisson(rate, 4), second)
+    torch.set_rng_state(state)
+    poisson(rate, 4, seed=1), poisson(rate, 4, generator=generator)
+    assert torch.equal(torch.get_rng_state(), state)  # which neither a seed nor another generator touches
+
+
+def test_the_backward_draws_the_same_noise() -> None:
+    """The op keeps the seed it drew: whatever is drawn in between, the gradient belongs to the forward's u."""
+    rate = rates(3, 50).requires_grad_()
+    torch.manual_seed(3)
+    spikes = poisson(rate, 8, surrogate=Rectangular(0.5))
+    poisson(rate, 8)
+    (gradient,) = torch.autograd.grad(spikes.sum(), rate)
+    torch.manual_seed(3)
+    assert_same_bits(torch.autograd.grad(poisson(rate, 8, surrogate=Rectangular(0.5)).sum(), rate)[0], gradient)
+
+
+# --------------------------------------------------------------------------------------------- memory and layout
+
+
+def layouts() -> dict[str, Tensor]:
+    return {
+        "transposed": rates(40, 6).T,
+        "strided": rates(12, 80)[::2, ::2],
+        "offset": rates(7, 41)[1:, 1:],
+        "expanded": rates(6, 1).expand(6, 40),
+        "channels-last": rates(6, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    }
+
+
+@on_both
+@pytest.mark.parametrize("layout", layouts())
+def test_noise_follows_the_logical_order(layout: str, backend: str) -> None:
+    rate = layouts()[layout]
+    assert not rate.is_contiguous()
+    strided_ids = torch.arange(0, 24).view(2, 12)[:, ::2].flatten()[:6].repeat_interleave(2)[::2]
+    assert not strided_ids.is_contiguous()
+    actual = run(backend, rate, 6, seed=1, sample_ids=strided_ids)
+    expected = run(backend, rate.contiguous(), 6, seed=1, sample_ids=strided_ids.contiguous())
+    for a, b in zip(actual, expected, strict=True):
+        assert_same_bits(a, b)
+
+
+@on_both
+def test_any_strides_of_the_gradient(backend: str) -> None:
+    rate = rates(4, 5).requires_grad_()
+    spikes = poisson(rate, 6, seed=1)
+    dense = randn(6, 4, 5)
+    for cotangent in (dense.transpose(0, 2).contiguous().transpose(0, 2), torch.tensor(0.5).expand(6, 4, 5)):
+        actual, expected = (
+            torch.autograd.grad(spikes, rate, c, retain_graph=True)[0] for c in (cotangent, cotangent.contiguous())
+        )
+        assert_same_bits(actual, expected)
+
+
+@on_both
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)], ids=str)
+def test_empty(shape: tuple[int, ...], backend: str) -> None:
+    rate = torch.zeros(shape).requires_grad_()
+    spikes = poisson(rate, 4, seed=1)
+    assert spikes.shape == (4, *shape)
+    (first,) = torch.autograd.grad(spikes.sum(), rate, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), rate)
+    assert first.shape == second.shape == shape
+
+
+def test_lazily_negated_rates() -> None:
+    rate = torch._neg_view(-rates(3, 50))
+    assert torch.equal(poisson(rate, 6, seed=1), poisson(rate.resolve_neg(), 6, seed=1))
+
+
+def test_saved_bytes() -> None:
+    """The rate, the samples' ids and the seed: nothing per time step."""
+    saved: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.nbytes)
+        return tensor
+
+    rate = rates(5, 100).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        poisson(rate, 64, seed=1)
+    assert sum(saved) == rate.nbytes + 5 * 8 + 8
+
+
+# ----------------------------------------------------------------------------------------------- torch's machinery
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4), (4,), (0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+def test_opcheck(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    rate, ids, seed = rates(*shape, dtype=dtype), torch.arange(shape[0]), torch.tensor([3])
+    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 6, *RECTANGULAR))
+    torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, randn(6, *shape, dtype=dtype), *RECTANGULAR))
+
+
+def train(function: Callable, rate: Tensor) -> tuple[Tensor, Tensor]:
+    rate = rate.clone().requires_grad_()
+    spikes = function(rate)
+    (spikes * randn(*spikes.shape, seed=5)).sum().backward()
+    return spikes.detach(), rate.grad
+
+
+@pytest.mark.parametrize("seed", ["integer", "tensor", "default-generator"])
+def test_compile(seed: str) -> None:
+    torch._dynamo.reset()
+    given = {"integer": 2**63 + 1, "tensor": torch.tensor([7]), "default-generator": None}[seed]
+    ids = torch.tensor([5, 2**40, 1])
+
+    def sample(rate: Tensor) -> Tensor:
+        return poisson(rate, 6, seed=given, sample_ids=ids)
+
+    compiled = torch.compile(sample, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(1)
+    actual = train(compiled, rates(3, 20))
+    torch.manual_seed(1)
+    for a, b in zip(actual, train(sample, rates(3, 20)), strict=True):
+        assert_same_bits(a, b)
+    again = compiled(rates(3, 20))
+    assert torch.equal(again, actual[0]) == (seed != "default-generator")  # new noise in every run
+
+
+def test_compile_dynamic_steps_and_batch() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda r, t: poisson(r, t, seed=1), fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, steps in ((5, 6), (7, 9), (4, 5)):
+        rate = rates(n, 20)
+        torch._dynamo.mark_dynamic(rate, 0)
+        for a, b in zip(
+            train(lambda r, t=steps: compiled(r, t), rate),
+            train(lambda r, t=steps: poisson(r, t, seed=1), rate),
+            strict=True,
+        ):
+            assert_same_bits(a, b)
+
+
+@on_both
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (2, 1)], ids=str)
+def test_vmap(in_dims: tuple, backend: str) -> None:
+    rate, ids = rates(3, 4, 5), torch.arange(12).view(3, 4) + 2**33
+    moved = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip((rate, ids), in_dims, strict=True)]
+    spikes = torch.vmap(lambda r, i: poisson(r, 6, seed=1, sample_ids=i), in_dims=in_dims)(*moved)
+    for k in range(3):
+        one = [t[0 if dim is None else k] for t, dim in zip((rate, ids), in_dims, strict=True)]
+        assert_same_bits(spikes[k], poisson(one[0], 6, seed=1, sample_ids=one[1]))
+
+
+@on_both
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_vmap_of_grad(in_dims: tuple, backend: str) -> None:
+    rate, ids = rates(3, 4, 5), torch.arange(12).view(3, 4)
+
+    def loss(rate: Tensor, ids: Tensor) -> Tensor:
+        return poisson(rate, 6, seed=1, sample_ids=ids, surrogate=Sigmoid()).sum(0).square().sum()
+
+    inputs = [t[0] if dim is None else t for t, dim in zip((rate, ids), in_dims, strict=True)]
+    gradients = torch.vmap(torch.func.grad(loss), in_dims=in_dims)(*inputs)
+    for k in range(3):
+        leaf = rate[0 if in_dims[0] is None else k].clone().requires_grad_()
+        expected = torch.autograd.grad(loss(leaf, ids[0 if in_dims[1] is None else k]), leaf)
+        assert_gradients([gradients[k]], expected)
+
+
+@on_both
+def test_vjp_and_jacobian(backend: str) -> None:
+    rate = rates(2, 3, dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda r: poisson(r, 4, seed=1, surrogate=Sigmoid()))(rate)
+    slopes = Sigmoid().derivative(rate - uniforms(3, 4, torch.arange(2), 1, torch.float64))
+    expected = torch.diag_embed(slopes.flatten(1)).view(4, 2, 3, 2, 3)
+    assert_gradients([jacobian], [expected])
+
+
+def test_vmap_over_seeds_is_refused() -> None:
+    call = torch.vmap(lambda seed: poisson(torch.ones(2, 3), 4, seed=seed))
+    one_line(lambda: call(torch.zeros(5, 1, dtype=torch.int64)), NotImplementedError, "seed: ")
+
+
+def test_autocast_leaves_the_rates_dtype() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert poisson(rates(3, 5), 4, seed=1).dtype == torch.float32
+        assert poisson(rates(3, 5).bfloat16(), 4, seed=1).dtype == torch.bfloat16
+
+
+def test_meta_tensors() -> None:
+    spikes = poisson(torch.empty(3, 4, device="meta", dtype=torch.float16), 5, seed=1)
+    assert (spikes.shape, spikes.dtype, spikes.device.type) == ((5, 3, 4), torch.float16, "meta")
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+RATE = torch.full((3, 2), 0.5)
+BAD = {
+    "rate-list": (TypeError, "rate: got list", {"rate": [0.5]}),
+    "rate-integer": (TypeError, "rate: got dtype uint8", {"rate": RATE.byte()}),
+    "rate-scalar": (ValueError, "rate: got shape ()", {"rate": RATE[0, 0]}),
+    "rate-sparse": (TypeError, "rate: ", {"rate": RATE.to_sparse()}),
+    "steps-0": (ValueError, "steps: got 0", {"steps": 0}),
+    "steps-float": (ValueError, "steps: got 2.0", {"steps": 2.0}),
+    "steps-bool": (ValueError, "steps: got True", {"steps": True}),
+    "steps-None": (ValueError, "steps: got None", {"steps": None}),
+    "ids-list": (TypeError, "sample_ids: got list", {"sample_ids": [0, 1, 2]}),
+    "ids-shape": (ValueError, "sample_ids: got shape (2,), accepted is (3,)", {"sample_ids": torch.arange(2)}),
+    "ids-dtype": (TypeError, "sample_ids: got dtype torch.int32", {"sample_ids": torch.arange(3).int()}),
+    "ids-device": (ValueError, "sample_ids: got device meta", {"sample_ids": torch.arange(3, device="meta")}),
+    "surrogate-class": (TypeError, "surrogate: got <class", {"surrogate": Sigmoid}),
+    "surrogate-base": (TypeError, "surrogate: ", {"surrogate": Surrogate()}),
+    "seed-float": (ValueError, "seed: got 1.0", {"seed": 1.0}),
+    "seed-bool": (ValueError, "seed: got True", {"seed": True}),
+    "seed-65-bits": (ValueError, "seed: got 18446744073709551616", {"seed": 2**64}),
+    "seed-too-low": (ValueError, "seed: got -9223372036854775809", {"seed": -(2**63) - 1}),
+    "seed-tensor-shape": (ValueError, "seed: got shape ()", {"seed": torch.tensor(1)}),
+    "seed-tensor-dtype": (TypeError, "seed: got dtype torch.int32", {"seed": torch.tensor([1]).int()}),
+    "seed-and-generator": (ValueError, "seed, generator: got both", {"generator": torch.Generator()}),
+    "generator": (TypeError, "generator: got ", {"seed": None, "generator": 5}),
+    "dtype": (NotImplementedError, "dtype: got torch.uint8", {"dtype": torch.uint8}),
+    "check-above": (ValueError, "rate: got values", {"rate": RATE + 0.51, "check_rates": True}),
+    "check-below": (ValueError, "rate: got values", {"rate": RATE - 0.51, "check_rates": True}),
+    "check-nan": (ValueError, "rate: got values", {"rate": RATE * float("nan"), "check_rates": True}),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_in_one_line(case: str) -> None:
+    error, start, arguments = BAD[case]
+    one_line(lambda: poisson(**({"rate": RATE, "steps": 4, "seed": 1} | arguments)), error, start)
+
+
+def test_checked_rates_pass() -> None:
+    rate = torch.tensor([0.0, 0.5, 1.0])
+    assert torch.equal(poisson(rate, 4, seed=1, check_rates=True), poisson(rate, 4, seed=1))
+    assert poisson(torch.zeros(0), 4, seed=1, check_rates=True).shape == (4, 0)
