@@ -58,6 +58,7 @@ class ModelConfig:
         _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
         _require(self.latent >= 1, "latent", self.latent, "at least 1")
         _require(self.steps >= 1, "steps", self.steps, "at least 1")
+        _require(self.threshold > 0, "threshold", self.threshold, "above 0")
         _require(self.lif_shape > 0, "lif_shape", self.lif_shape, "above 0")
         _require(self.sampler_shape > 0, "sampler_shape", self.sampler_shape, "above 0")
         _require(0 < self.readout_decay <= 1, "readout_decay", self.readout_decay, "in (0, 1]")
@@ -151,19 +152,23 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        _validate(self)
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`; anything unknown or of a wrong type is an InputError."""
-        parts = dict(values)
-        for name, part in (("model", ModelConfig), ("train", TrainConfig)):
-            parts[name] = _build(part, parts.get(name), name)
-        return _build(cls, parts, "config")
+        if isinstance(values, dict):
+            parts = {"model": ModelConfig, "train": TrainConfig}
+            values = values | {name: build(part, values.get(name), name) for name, part in parts.items()}
+        return build(cls, values, "config")
 
 
-def _build(cls: type, values: object, name: str):
+def build(cls: type, values: object, name: str):
+    """The dataclass `cls` from a dictionary that may come from a file; `name` says in the error what it is."""
     if not isinstance(values, dict):
         raise InputError(f"{name}: got {values!r}, accepted is an object of options")
     known = {f.name for f in dataclasses.fields(cls)}
@@ -187,7 +192,8 @@ def _validate(config: object) -> None:
             good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             _require(good, name, value, "a finite number")
         else:
-            _require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), name, value, str(hint))
+            good = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+            _require(good, name, value, hint.__name__)
 
 
 SIZES = {"celeba": 64}
@@ -227,14 +233,14 @@ def _best(data: str) -> Config:
         prior="mixture",
     )
     train = TrainConfig(
-        epochs=22,
+        epochs=14,
         batch_size=64,
         lr=4e-3,
         bottleneck_lr=2e-2,
         schedule="one-cycle",
         clip=1.0,
         ema=0.999,
-        time_steps="20@4,2@16",
+        time_steps="12@4,2@16",
     )
     return Config(data, "best", model, train)
 

@@ -25,6 +25,10 @@ def make_surrogate(name: str, shape: float, center: float = 0.0) -> surrogate.Su
     return cls(center=center) if cls is surrogate.StraightThrough else cls(shape, center=center)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def neuron_options(config: ModelConfig) -> dict[str, Any]:
     """The arguments of `esvae_kernels.lif` that a model's config stands for."""
     return {
@@ -66,7 +70,7 @@ class TdBN(nn.Module):
     @torch.no_grad()
     def _update(self, x: Tensor, repeat: int) -> None:
         axes = [a for a in range(x.dim()) if a != 1]
-        var, mean = torch.var_mean(x.float(), axes, correction=0)
+        var, mean = torch.var_mean(at_least_fp32(x), axes, correction=0)
         n = repeat * x.numel() // x.shape[1]
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_((var * (n / (n - 1))).to(self.running_var.dtype), self.momentum)

@@ -37,10 +37,15 @@ class MixturePrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, rates: Tensor, seed: int) -> None:
-        """rates (n, d)."""
+        """rates (n, d), n at least 2."""
         from sklearn.mixture import GaussianMixture
 
-        components = min(len(self.weights), len(rates) // 2) or 1
+        if rates.dim() != 2 or len(rates) < 2 or rates.shape[1] != self.means.shape[1]:
+            wanted = f"(n, {self.means.shape[1]}) with n at least 2"
+            raise InputError(f"rates: got the shape {tuple(rates.shape)}, accepted is {wanted}")
+        if not rates.isfinite().all():
+            raise InputError("rates: got values that are not finite, accepted are rates in [0, 1]")
+        components = min(len(self.weights), len(rates) // 2)
         mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=50, random_state=seed, init_params="k-means++")
         mixture.fit(rates.double().cpu().numpy())
         self.weights.zero_()
@@ -56,8 +61,8 @@ class MixturePrior(nn.Module):
         """Rates (N, d) in [0, 1]."""
         if not self.fitted:
             raise InputError("prior: the mixture is fitted at the end of training, and is not yet; use 'bottleneck'")
-        noise = normal(sample_ids, self.means.shape[1] + 1, seed)
-        u = torch.special.ndtr(noise[:, 0]).to(self.weights.dtype)
+        noise = normal(sample_ids, self.means.shape[1] + 1, seed).to(self.weights.dtype)
+        u = torch.special.ndtr(noise[:, 0])
         component = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=int((self.weights > 0).sum()) - 1)
         rates = self.means[component] + torch.einsum("nij,nj->ni", self.factors[component], noise[:, 1:])
         return rates.clamp(0, 1)

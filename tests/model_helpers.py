@@ -121,4 +121,6 @@ def noise(n: int, latent: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def random_images(n: int, channels: int, size: int, seed: int = 5) -> Tensor:
     """fp64 in [-1, 1]."""
-    return torch.rand(n, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(n, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )

@@ -25,6 +25,7 @@ from torch.func import functional_call
 
 from esvae.data import normalize
 from esvae.errors import InputError
+from esvae.untrusted import check_archive, read_pth
 
 Mode = Literal["paper", "eval"]
 
@@ -37,7 +38,6 @@ PUBLISHED = {
     "fashion-mnist": ("fashion_64.pth", "fashion_test_64.npz"),
     "mnist": ("mnist_64.pth", "mnist_test_64.npz"),
 }
-MAX_FILE_BYTES = 64 * 2**20  # the published networks have under 4 MB
 
 
 class FeatureNetwork(nn.Module):
@@ -63,7 +63,7 @@ class FeatureNetwork(nn.Module):
 
         Raises `InputError` where the file is missing, damaged, carries pickled objects or holds another network.
         """
-        state = _read_state(path)
+        state = read_pth(path)
         network = cls(channels)
         expected = network.state_dict()
         found = {key: value for key, value in state.items() if str(key).startswith(("encoder.", "latent_layer."))}
@@ -84,32 +84,6 @@ def _is_like(value: object, model: Tensor) -> bool:
     same = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
     same = same and value.shape == model.shape and value.dtype == model.dtype
     return same and bool(torch.isfinite(value).all())
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what is not a plain zip archive of bounded size, before anything in it is read."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not a zip archive, so damaged or of another format")
-
-
-def _read_state(path: Path) -> dict[object, object]:
-    _check_archive(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-        if packed:  # torch.save never compresses; without compression no entry is larger than the file
-            raise ValueError("compressed entries")
-        # Mapped, because torch.load reads beyond a record that is shorter than its tensor when it copies.
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # a hostile file can make the restricted unpickler raise anything
-        raise InputError(f"{path}: not a readable file of weights ({type(error).__name__})") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: holds a {type(state).__name__}, not a dictionary of weights")
-    return state
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +117,7 @@ def load_reference(dataset: str, folder: Path | None = None) -> Reference | None
 
 
 def _read_statistics(path: Path) -> tuple[Tensor, Tensor]:
-    _check_archive(path)
+    check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:
             mu = _read_array(archive, "mu.npy", (FEATURES,))

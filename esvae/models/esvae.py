@@ -12,19 +12,27 @@ rounding (each is tested against a literal implementation):
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from esvae_kernels import poisson
 
-from ..config import ModelConfig
+from ..checkpoint import load_safetensors
+from ..config import ModelConfig, build
 from ..errors import InputError
-from ..layers import SpikingLayer, make_surrogate, neuron_options
+from ..layers import SpikingLayer, at_least_fp32, make_surrogate, neuron_options
 from ..prior import MixturePrior, normal
+
+WEIGHTS = "model.safetensors"
 
 
 class Reconstruction(NamedTuple):
@@ -38,10 +46,10 @@ class Reconstruction(NamedTuple):
 class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spiking-neural-network", "vae"]):
     """Encoder, sampler, decoder and prior; see `ModelConfig` for the options."""
 
-    def __init__(self, **config) -> None:
+    def __init__(self, **options) -> None:
         super().__init__()
-        self.config = ModelConfig(**config)
-        c = self.config
+        self.config = c = build(ModelConfig, options, "model")
+        self._hub_mixin_config = dataclasses.asdict(c)  # all of it: defaults may change after a model is saved
         neuron = neuron_options(c)
         self.steps = c.steps
         widths = c.widths
@@ -55,7 +63,7 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         down = (*widths[::-1], widths[0])
         self.decoder = nn.ModuleList(
             SpikingLayer(_upsample(i, o, wide=len(widths) - k <= c.wide_kernels), o, neuron)
-            for k, (i, o) in enumerate(zip(down, down[1:], strict=False))
+            for k, (i, o) in enumerate(pairwise(down))
         )
         self.to_image = nn.ConvTranspose2d(widths[0], c.channels, 3, padding=1)
         self.bottleneck = nn.Linear(c.latent, c.latent)
@@ -78,9 +86,7 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
             spikes = layer(spikes)
         return self.to_latent(spikes.flatten(2), readout="rate")
 
-    def sample(
-        self, rates: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, rates: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None) -> Tensor:
         """rates (N, d) -> Poisson spikes z (T, N, d) (eq. 7). `sample_ids`: positions in the whole batch."""
         return poisson(rates, self.steps, seed=seed, sample_ids=sample_ids, surrogate=self.sampler_surrogate)
 
@@ -100,7 +106,7 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
 
     def prior_rates(self, noise: Tensor) -> Tensor:
         """z_n (N, d), standard normal -> rates r_q (N, d) of the bottleneck prior."""
-        return torch.sigmoid(self.bottleneck(noise))
+        return torch.sigmoid(self.bottleneck(noise.to(self.bottleneck.weight.dtype)))
 
     def reconstruct(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
@@ -114,7 +120,10 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         `prior`: "bottleneck" or "mixture"; default: the config's.
         """
         ids = torch.arange(start, start + n, device=self.to_image.weight.device)
-        if (prior or self.config.prior) == "bottleneck":
+        prior = prior or self.config.prior
+        if prior not in ("bottleneck", "mixture"):
+            raise InputError(f"prior: got {prior!r}, accepted are bottleneck, mixture")
+        if prior == "bottleneck":
             rates = self.prior_rates(normal(ids, self.config.latent, seed))
         elif self.mixture is None:
             raise InputError("prior: got 'mixture', but this model was built without one; accepted is 'bottleneck'")
@@ -128,7 +137,34 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         ids = torch.arange(len(images), device=images.device)
         noise = normal(ids, self.config.latent, (seed + 1) % 2**63)
         images = self.decode(self.sample(rates, seed=seed, sample_ids=ids))
-        return Reconstruction(images, rates.float(), self.prior_rates(noise).float())
+        return Reconstruction(images, at_least_fp32(rates), at_least_fp32(self.prior_rates(noise)))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **arguments) -> ESVAE:
+        """What `from_pretrained` calls with its own arguments and the options from config.json.
+
+        The hub's own way would take `strict` for itself, fall back to a pickle, keep random weights where the file
+        lacks some, and build the default model where config.json is missing.
+        """
+        download = {k: arguments.pop(k) for k in inspect.signature(hf_hub_download).parameters if k in arguments}
+        if not arguments:
+            raise InputError(f"{model_id}: no config.json with the model's options")
+        with torch.device("meta"):  # the shapes alone: memory is taken once the file's are the same
+            expected = cls(**arguments).state_dict()
+        path = Path(model_id, WEIGHTS)
+        if not Path(model_id).is_dir():
+            try:
+                path = Path(hf_hub_download(model_id, WEIGHTS, **download))
+            except EntryNotFoundError:
+                raise InputError(f"{model_id}: no {WEIGHTS}; other formats are not read") from None
+        tensors = load_safetensors(path)
+        for name in sorted(tensors.keys() | expected.keys()):
+            if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
+                wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
+                raise InputError(f"{path}: not the weights of this config: {name!r:.80} should be {wanted}")
+        model = cls(**arguments)
+        model.load_state_dict(tensors)
+        return model.to(map_location).eval()
 
 
 def _upsample(inputs: int, outputs: int, wide: bool) -> nn.ConvTranspose2d:

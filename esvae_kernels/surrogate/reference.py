@@ -10,6 +10,7 @@ A new surrogate: a class here with the next free `id`, the same formulas under t
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -26,10 +27,14 @@ class Surrogate:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("width", "alpha") and not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{type(self).__name__}({field.name}): got {value!r}, accepted is a number above 0")
-            if field.name == "center" and not (isinstance(value, int | float) and -math.inf < value < math.inf):
-                raise ValueError(f"{type(self).__name__}(center): got {value!r}, accepted is a finite number")
+            least = -math.inf if field.name == "center" else 0
+            if field.name == "smooth":
+                good, accepted = isinstance(value, bool), "True or False"
+            else:
+                good = isinstance(value, numbers.Real) and not isinstance(value, bool) and least < value < math.inf
+                accepted = "a finite number" if field.name == "center" else "a number above 0"
+            if not good:
+                raise ValueError(f"{type(self).__name__}({field.name}): got {value!r}, accepted is {accepted}")
 
     @property
     def shape(self) -> float:
