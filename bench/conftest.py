@@ -1,13 +1,12 @@
 """What all benchmarks share: options, the size of the problem, and `measure`, which times one entry of one group.
 
 `pytest bench/` times; `pytest bench/ --benchmark-disable` only checks that everything runs, at a tiny size. A benchmark
-belongs to a group, and in it goes by its entry's name: "copy" (the yardstick), "ours", or a peer's. A ratio is always
-one of two medians of the same process.
+belongs to a group, and in it goes by its entry's name: "copy" or "ReLU twin" (the yardsticks), "ours", or a peer's. A
+ratio is always one of two medians of the same process.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Callable
@@ -17,8 +16,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from memory import peak_bytes, saved_bytes
 from table import Row, markdown
-from torch import Tensor
 
 import esvae_kernels
 
@@ -66,13 +65,21 @@ def size(smoke: bool) -> Size:
 
 @pytest.fixture
 def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
-    """measure(group, entry, run, forward=None, **info): times `run`, and counts the bytes it needs at its peak.
+    """measure(group, entry, run, forward=None, ..., **info): times `run`, and counts the bytes it needs at its peak.
 
-    `forward`, where given, builds the graph whose saved tensors are counted. `info` is recorded with the result.
+    `forward`, where given, builds the graph whose saved tensors are counted, and `peak` counts otherwise than here and
+    now. `rounds` are for what takes long: fewer than asked for, after one to warm up. `info` is recorded too.
     """
 
     def measure(
-        group: str, entry: str, run: Callable[[], object], forward: Callable[[], object] | None = None, **info: object
+        group: str,
+        entry: str,
+        run: Callable[[], object],
+        forward: Callable[[], object] | None = None,
+        *,
+        peak: Callable[[], int | None] | None = None,
+        rounds: int | None = None,
+        **info: object,
     ) -> None:
         def timed() -> None:
             run()  # the result is freed within the time: it is part of what an allocation costs
@@ -84,9 +91,10 @@ def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
         }
         if forward is not None:
             info["saved_bytes"] = saved_bytes(forward)
-        info["peak_bytes"] = peak_bytes(timed)
+        info["peak_bytes"] = peak() if peak else peak_bytes(timed)
         benchmark.extra_info.update(info)
-        benchmark.pedantic(timed, rounds=pytestconfig.getoption("--rounds"), warmup_rounds=WARMUP_ROUNDS)
+        most = pytestconfig.getoption("--rounds")
+        benchmark.pedantic(timed, rounds=min(rounds or most, most), warmup_rounds=1 if rounds else WARMUP_ROUNDS)
         if benchmark.enabled:
             pytestconfig.stash[_ROWS].append(Row.of(group, benchmark.stats.stats.median, benchmark.extra_info))
 
@@ -103,35 +111,3 @@ def _surroundings() -> dict[str, object]:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     return {"device": model, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def saved_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of all storages that autograd keeps for the backward of `forward`."""
-    storages = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage  # kept, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    del output
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-def peak_bytes(run: Callable[[], object]) -> int | None:
-    """What `run`, not run for the first time, adds to the resident memory; None where Linux and glibc do not tell."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # memory kept by the allocator would hide what is taken from it
-        Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark afresh
-    except (AttributeError, OSError):
-        return None
-    before = _status("VmRSS")
-    run()
-    return max(_status("VmHWM") - before, 0)
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -1,7 +1,8 @@
 """The benchmarks' results as Markdown: `python bench/table.py results.json [more.json ...]`.
 
 The files are what `pytest bench/ --benchmark-json=results.json` writes. Of several files (one with the tuned allocator,
-one with `--untuned`) each entry's best counts: the one that is fastest relative to the copy of its own run.
+one with `--untuned`) each entry's best counts: the one that is fastest relative to the copy of its own run, or just the
+fastest where there is no copy.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-COPY, OURS = "copy", "ours"
+COPY, TWIN, OURS = "copy", "ReLU twin", "ours"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Row:
     saved: int | None
     peak: int | None
     elements: int | None
+    images: int | None
     machine: str
 
     @classmethod
@@ -39,6 +41,7 @@ class Row:
             saved=info.get("saved_bytes"),
             peak=info.get("peak_bytes"),
             elements=info.get("elements"),
+            images=info.get("images"),
             machine=f"{info['device']}, {info['threads']} threads, torch {info['torch']}",
         )
 
@@ -75,31 +78,32 @@ def best(runs: Iterable[list[Row]]) -> dict[str, dict[str, Placed]]:
 
 
 def markdown(runs: Iterable[list[Row]]) -> str:
-    """One table per group: medians, ratios to the copy, and how many times faster ours is."""
+    """One table per group: medians, ratios to the yardstick, and how many times faster and smaller ours is."""
     runs = list(runs)
     machines = dict.fromkeys(row.machine for rows in runs for row in rows)
     return "\n\n".join([*machines, *(f"**{name}**\n\n{_table(entries)}" for name, entries in best(runs).items())])
 
 
 def _table(entries: dict[str, Placed]) -> str:
-    order = {COPY: 0, OURS: 1}
+    order = {COPY: 0, TWIN: 0, OURS: 1}
     placed = sorted(entries.values(), key=lambda p: (order.get(p.row.entry, 2), p.cost))
     ours = entries.get(OURS)
-    head = ("", "median, ms", "/ copy", "/ ours", "saved, MB (B/element)", "peak, MB", "allocator")
-    lines = [head, ("---", *["---:"] * 5, "---")]
-    for p in placed:
-        row = p.row
-        lines.append(
-            (
-                row.entry,
-                f"{row.median * 1e3:.1f}",
-                f"{p.cost:.2f}" if COPY in entries else "",
-                f"{p.cost / ours.cost:.2f}" if ours else "",
-                _saved(row),
-                "" if row.peak is None else f"{row.peak / 1e6:.0f}",
-                row.allocator,
-            )
-        )
+    yardstick = next((name for name in (COPY, TWIN) if name in entries), None)
+    columns = {"": [p.row.entry for p in placed], "median, ms": [f"{p.row.median * 1e3:.1f}" for p in placed]}
+    if all(p.row.images for p in placed):
+        columns["images/s"] = [f"{p.row.images / p.row.median:.0f}" for p in placed]
+    if yardstick:
+        columns[f"/ {yardstick}"] = [f"{p.cost / entries[yardstick].cost:.2f}" for p in placed]
+    if ours:
+        columns["/ ours"] = [f"{p.cost / ours.cost:.2f}" for p in placed]
+    if any(p.row.saved is not None for p in placed):
+        columns["saved, MB (B/element)"] = [_saved(p.row) for p in placed]
+    columns["peak, MB"] = ["" if p.row.peak is None else f"{p.row.peak / 1e6:.0f}" for p in placed]
+    if ours and ours.row.images and ours.row.peak:
+        columns["peak / ours"] = ["" if p.row.peak is None else f"{p.row.peak / ours.row.peak:.2f}" for p in placed]
+    columns["allocator"] = [p.row.allocator for p in placed]
+    rules = ["---" if name in ("", "allocator") else "---:" for name in columns]
+    lines = [list(columns), rules, *zip(*columns.values(), strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -1,0 +1,42 @@
+"""Bytes: what autograd keeps for the backward, and what a function adds to the resident memory at its peak."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def saved_bytes(forward: Callable[[], object]) -> int:
+    """Bytes of all storages that autograd keeps for the backward of `forward`."""
+    storages = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage  # kept, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    del output
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def peak_bytes(run: Callable[[], object]) -> int | None:
+    """What `run`, not run for the first time, adds to the resident memory; None where Linux and glibc do not tell."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # memory kept by the allocator would hide what is taken from it
+        Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark afresh
+    except (AttributeError, OSError):
+        return None
+    before = _status("VmRSS")
+    run()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
