@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import data
+from .errors import InputError
+from .metrics.fad import IMAGE_SIZE, PUBLISHED, Reference, fad, floors, load_reference
 from .models import ESVAE
 
 BATCH = 128
 GENERATED = 5120  # images that a distance is measured on: 40 batches of 128 (spec of the published metric)
 SEED = 2024  # of the noise of every evaluation
+
+Track = Callable[..., Iterable]  # as rich.progress.track: (iterable, description, total)
+
+
+def _untracked(iterable: Iterable, description: str, total: int) -> Iterable:
+    return iterable
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -21,34 +33,147 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def reconstructions(model: ESVAE, batches: Iterable[Tensor], precision: str = "fp32") -> Iterator[Tensor]:
+def reconstructions(
+    model: ESVAE, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED
+) -> Iterator[Tensor]:
     """The reconstruction of each batch (N, C, H, W), fp32. Noise is keyed by the image's position in the sequence."""
     start = 0
     for images in batches:
         ids = torch.arange(start, start + len(images), device=images.device)
         with autocast(images.device, precision):
-            again = model.reconstruct(images, seed=SEED, sample_ids=ids)
+            again = model.reconstruct(images, seed=seed, sample_ids=ids)
         start += len(images)
         yield again.float()
 
 
 def mean_squared_error(model: ESVAE, images: data.ImageSet, precision: str = "fp32") -> float:
     """The mean over all images and pixels of (x - x_hat)^2, on the scale [-1, 1]."""
+    return _reconstruct_all(model, images, precision, SEED, _untracked, keep=0)[0]
+
+
+def _reconstruct_all(
+    model: ESVAE, images: data.ImageSet, precision: str, seed: int, track: Track, keep: int
+) -> tuple[float, Tensor]:
+    """The mean squared error over all images, and the reconstructions of the first `keep` (fp32, on the CPU)."""
     device = next(model.parameters()).device
+    total, kept = 0.0, [torch.empty(0, *images.pixels.shape[1:])]
     originals = data.ordered_batches(images, BATCH, device)
-    total = 0.0
-    for original, again in zip(originals, reconstructions(model, data.ordered_batches(images, BATCH, device), precision), strict=True):
-        total += float((original - again).square().sum(dtype=torch.float64))
-    return total / images.pixels.numel()
+    again = reconstructions(model, data.ordered_batches(images, BATCH, device), precision, seed)
+    pairs = track(zip(originals, again, strict=True), "reconstructing", -(-len(images) // BATCH))
+    for start, (original, reconstruction) in enumerate(pairs):
+        total += float((original - reconstruction).square().sum(dtype=torch.float64))
+        if start * BATCH < keep:
+            kept.append(reconstruction.cpu())
+    return total / images.pixels.numel(), torch.cat(kept)[:keep]
 
 
 @torch.no_grad()
-def generated(model: ESVAE, count: int, *, seed: int = SEED, precision: str = "fp32", prior: str | None = None) -> Tensor:
-    """`count` generated images (count, C, H, W), fp32 on the CPU."""
+def generated(
+    model: ESVAE,
+    count: int,
+    *,
+    seed: int = SEED,
+    precision: str = "fp32",
+    prior: str | None = None,
+    track: Track = _untracked,
+) -> Tensor:
+    """`count` generated images (count, C, H, W), fp32 on the CPU: the same for a seed, however many come after them."""
     device = next(model.parameters()).device
     parts = []
-    for start in range(0, count, BATCH):
+    for start in track(range(0, count, BATCH), "generating", -(-count // BATCH)):
         with autocast(device, precision):
             part = model.generate(min(BATCH, count - start), seed=seed, start=start, prior=prior)
         parts.append(part.float().cpu())
     return torch.cat(parts)
+
+
+def load_for(model: ESVAE, name: str, split: str, download: bool = False) -> data.ImageSet:
+    """A split of a data set in the model's size; other channels than the model's are an InputError."""
+    images = data.load(name, split, size=model.config.size, download=download)
+    if images.pixels.shape[1] != model.config.channels:
+        got = f"{name} with {images.pixels.shape[1]} channels"
+        raise InputError(f"data: got {got}, accepted are images of {model.config.channels}, those of the model")
+    return images
+
+
+def evaluate(
+    model: ESVAE,
+    name: str,
+    *,
+    prior: str,
+    precision: str = "fp32",
+    seed: int = SEED,
+    download: bool = False,
+    track: Track = _untracked,
+) -> dict[str, Any]:
+    """Every figure of a model on the data set `name`, and what it takes to measure them again.
+
+    Returns:
+        `data`, `images` (of the test set: all), `prior`, `steps` (T), `seed`, `precision`, `device`, `batch_size`,
+        `mse` (scale [-1, 1]), `generated` (images drawn; 0 without a reference). With a reference (`find_reference`):
+        `fad_paper`, `fad_eval` of the generated images, `fad_paper_floor`, `fad_eval_floor` of real training images,
+        `fad_paper_reconstructions` and `fad_eval_reconstructions` of the first 5,120 test images' reconstructions.
+
+    Raises:
+        InputError: the data set is not there or does not fit the model; the reference is damaged; a figure is NaN.
+    """
+    model.eval()
+    test = load_for(model, name, "test", download)
+    reference, _ = find_reference(name)
+    if reference and tuple(test.pixels.shape[1:]) != (reference.network.channels, IMAGE_SIZE, IMAGE_SIZE):
+        reference = None
+    keep = min(GENERATED, len(test)) if reference else 0
+    error, again = _reconstruct_all(model, test, precision, seed, track, keep)
+    result = {
+        "data": name,
+        "images": len(test),
+        "prior": prior,
+        "steps": model.steps,
+        "seed": seed,
+        "precision": precision,
+        "device": next(model.parameters()).device.type,
+        "batch_size": BATCH,
+        "generated": GENERATED if reference else 0,
+        "mse": error,
+    }
+    if reference:
+        images = generated(model, GENERATED, seed=seed, precision=precision, prior=prior, track=track)
+        result |= fad(reference, images, BATCH)
+        result |= floors(reference, data.load(name, "train", download=download).pixels)
+        result |= {f"{key}_reconstructions": value for key, value in fad(reference, again, BATCH).items()}
+    for key, value in result.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key}: is {value}; the model's weights give no images")
+    return result
+
+
+def real(name: str, download: bool = False) -> dict[str, Any]:
+    """The distances of real images alone: what a perfect model would score, and a check of the whole measurement.
+
+    Returns:
+        `fad_paper_floor`, `fad_eval_floor` (5,120 training images); `test_fad_paper_256`, the test set in batches of
+        256 against its own published statistics: below 0.001 where data, network and distance are the published ones.
+
+    Raises:
+        InputError: there is no reference for the data set, or one of both cannot be read.
+    """
+    reference, note = find_reference(name)
+    if reference is None:
+        raise InputError(note)
+    test = data.load(name, "test", download=download).pixels
+    check = fad(reference, test, 256)["fad_paper"]
+    found = floors(reference, data.load(name, "train", download=download).pixels)
+    return {"data": name, "real_images": GENERATED, "batch_size": BATCH, **found, "test_fad_paper_256": check}
+
+
+def find_reference(name: str) -> tuple[Reference | None, str]:
+    """The published feature network for `name`, or None and a line that says how to get it."""
+    if name not in PUBLISHED:
+        return None, f"no FAD: no feature network is published for {name}, only for {', '.join(PUBLISHED)}"
+    files = " and ".join(PUBLISHED[name])
+    folder = os.environ.get("ESVAE_FAD_DIR", "")
+    if not folder:
+        return None, f"no FAD: set ESVAE_FAD_DIR to the folder with the published {files}"
+    if not any(Path(folder).expanduser().joinpath(file).exists() for file in PUBLISHED[name]):
+        return None, f"no FAD: ESVAE_FAD_DIR={folder} has no {files}"
+    return load_reference(name), ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -11,58 +13,94 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from . import data, figures
-from .checkpoint import optimizer_tensors, restore_optimizer
+from .checkpoint import optimizer_tensors, partial_path, remove_stale, restore_optimizer, sync_folder
 from .config import Config, TrainConfig
 from .errors import InputError
 from .evaluate import autocast, mean_squared_error, reconstructions
+from .generate import load_weights
 from .losses import mmd
 from .models import ESVAE
-from .runs import Run
+from .runs import CONFIG, Run
 
 LOG_EVERY = 50  # steps between two records of the training loss
 CURVE_IMAGES = 2048  # of the test set, for the learning curve; `evaluate` takes all
 MIXTURE_IMAGES = 30_000  # of the training set, whose rates the mixture prior is fitted to
 
 
+def load_sets(config: Config, download: bool = False) -> dict[str, data.ImageSet]:
+    """Both splits of the config's data set."""
+    size = config.model.size
+    return {split: data.load(config.data, split, size=size, download=download) for split in ("train", "test")}
+
+
 def train(
     config: Config,
     folder: Path,
     *,
+    sets: dict[str, data.ImageSet] | None = None,
     resume: bool = False,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     download: bool = False,
     checkpoint_minutes: float = 5.0,
     progress: bool = True,
 ) -> Run:
     """Train, and leave everything in `folder`; with `resume`, go on from the folder's last checkpoint.
 
+    On the CPU, with as many threads, an interrupted and resumed run ends with the very weights and records of an
+    undisturbed one. `sets` spares the loading where `load_sets` was called already.
+
     Raises:
-        InputError: the folder, the data or the options cannot be used; nothing good is overwritten.
+        InputError: the folder, the data or the options cannot be used, the training diverged, or the disk refuses;
+            nothing good is overwritten.
     """
-    sets = {split: data.load(config.data, split, size=config.model.size, download=download) for split in ("train", "test")}
-    for split, images in sets.items():
-        if images.pixels.shape[1] != config.model.channels:
-            channels = images.pixels.shape[1]
-            raise InputError(f"channels: got {config.model.channels}, but {config.data} ({split}) has {channels}")
-    if len(sets["train"]) < config.train.batch_size:
-        count = len(sets["train"])
-        raise InputError(f"batch_size: got {config.train.batch_size}, accepted is at most the {count} training images")
+    sets = sets or load_sets(config, download)
+    _check_sets(config, sets)
     if resume:
         run = Run.open(folder)
-        if Config.from_dict(run.config) != config:
-            raise InputError(f"{folder}: holds a run of another config; resume it without changing options")
+        _require_same(run, config)
     else:
         run = Run.create(folder, config.to_dict())
     trainer = Trainer(config, run, sets, torch.device(device))
-    if resume and run.steps():
+    if run.steps():
         trainer.restore(*run.load())
-    run.cut(trainer.step if run.steps() else -1)
+        run.cut(trainer.step)
+    else:
+        run.cut(-1)
     trainer.fit(checkpoint_minutes, progress)
     return run
+
+
+def _check_sets(config: Config, sets: dict[str, data.ImageSet]) -> None:
+    for split, images in sets.items():
+        channels = images.pixels.shape[1]
+        if channels != config.model.channels:
+            raise InputError(f"channels: got {config.model.channels}, but {config.data} ({split}) has {channels}")
+    count = len(sets["train"])
+    if count < config.train.batch_size:
+        raise InputError(f"batch_size: got {config.train.batch_size}, accepted is at most the {count} training images")
+
+
+def _require_same(run: Run, config: Config) -> None:
+    """A run goes on by its own config alone; the line names the first option that differs."""
+    try:
+        own = Config.from_dict(run.config)
+    except InputError as error:
+        raise InputError(f"{run.folder / CONFIG}: {error}") from None
+    for name, value in _flat(own.to_dict()).items():
+        asked = _flat(config.to_dict())[name]
+        if asked != value:
+            raise InputError(f"{name}: got {asked!r}, but {run.folder} holds a run with {value!r}; use another --out")
+
+
+def _flat(values: dict) -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    nested = {name: _flat(value) if isinstance(value, dict) else {"": value} for name, value in values.items()}
+    return {f"{name}.{inner}".rstrip("."): value for name, part in nested.items() for inner, value in part.items()}
 
 
 class Trainer:
@@ -90,6 +128,7 @@ class Trainer:
     def save(self, keep: int = 2) -> None:
         if self.run.steps()[-1:] == [self.step]:
             return
+        self.writer.flush()  # a kill must not take events that are older than the checkpoint
         tensors, groups = optimizer_tensors(self.optimizer)
         parts = {"model": self.model.state_dict(), "optimizer": tensors}
         if self.average:
@@ -97,11 +136,18 @@ class Trainer:
         self.run.save(self.step, parts, {"optimizer": groups, "seconds": self.seconds}, keep)
 
     def restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
-        load_state(self.model, parts.get("model", {}), self.run.folder)
+        source = str(self.run.latest())
+        load_weights(self.model, parts.get("model", {}), f"{source}, model")
         if self.average:
-            load_state(self.average, parts.get("average", {}), self.run.folder)
-        restore_optimizer(self.optimizer, parts.get("optimizer", {}), state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+            load_weights(self.average, parts.get("average", {}), f"{source}, average")
+        step, seconds = state.get("step"), state.get("seconds")
+        if step != self.run.steps()[-1] or step > self.total_steps or not isinstance(seconds, int | float):
+            raise InputError(f"{source}: step {step!r} and seconds {seconds!r} are not those of this run")
+        try:
+            restore_optimizer(self.optimizer, parts.get("optimizer", {}), state.get("optimizer"))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        self.step, self.seconds = step, seconds
 
     # -------------------------------------------------------------------------------------------- loop
 
@@ -116,12 +162,14 @@ class Trainer:
             TimeRemainingColumn(),
         ]
         with (
-            SummaryWriter(str(self.run.events), purge_step=self.step or None) as self.writer,
+            SummaryWriter(str(self.run.events), purge_step=self.step and self.step + 1) as self.writer,
             Progress(*columns, disable=not progress, refresh_per_second=2, speed_estimate_period=120) as self.bar,
         ):
             fields = {"epoch": "-", "steps": "-", "mse": math.nan, "rate": math.nan}
             # In units of images times time steps, so that the remaining time allows for the T to come.
-            self.task = self.bar.add_task("", total=self._work(self.total_steps), completed=self._work(self.step), **fields)
+            self.task = self.bar.add_task(
+                "", total=self._work(self.total_steps), completed=self._work(self.step), **fields
+            )
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
                 self._epoch(epoch, checkpoint_minutes)
             self._finish()
@@ -166,7 +214,9 @@ class Trainer:
                 self._log({"epoch": epoch, "steps": steps, "lr": self.optimizer.param_groups[0]["lr"], **record})
                 self.bar.update(self.task, completed=self._work(self.step), mse=record["mse"], rate=rate)
                 sums, since, logged = {}, now, self.step
-                if now - saved > 60 * checkpoint_minutes:
+                # Only here, so that the sums of a resumed run begin where those of an undisturbed one do. Not at the
+                # end of the epoch, whose evaluation is still to come: `_epoch` ends with a checkpoint of its own.
+                if self.step % self.steps_per_epoch and now - saved >= 60 * checkpoint_minutes:
                     self.save()
                     saved = since = time.monotonic()
         self._end_of_epoch(epoch, steps)
@@ -194,7 +244,8 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         if not all(math.isfinite(v) for v in values.values()):
-            raise InputError(f"training diverged at step {self.step} (loss {values.get('loss')}); try a lower --train.lr")
+            loss = values.get("loss", math.nan)
+            raise InputError(f"training diverged before step {self.step} (loss {loss}); try a lower --train.lr")
         images = self.step * self.config.train.batch_size
         self.run.log({"step": self.step, "images": images, "seconds": round(self.seconds, 3), **values})
         for name, value in values.items():
@@ -232,11 +283,39 @@ class Trainer:
                 for pixels in some.split(256):
                     rates.append(model.encode(data.normalize(pixels)).float().cpu())
             model.mixture.fit(torch.cat(rates), self.config.train.seed)
-        model.save_pretrained(self.run.folder / "model")
+        export(model, self.run.folder / "model")
         figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def export(model: ESVAE, folder: Path) -> None:
+    """`save_pretrained` into `folder`, whole or not at all; what was there is replaced.
+
+    Raises:
+        InputError: the disk refuses; `folder` is as before.
+    """
+    partial, old = partial_path(folder), partial_path(folder.with_name(folder.name + ".old"))
+    try:
+        for name in (folder.name, f"{folder.name}.old"):
+            remove_stale(folder.parent, name)
+        model.save_pretrained(partial)
+        for file in partial.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        sync_folder(partial)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise InputError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def make_optimizer(model: ESVAE, config: TrainConfig) -> torch.optim.AdamW:
@@ -278,15 +357,5 @@ def resolve_precision(name: str, device: torch.device) -> str:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model, for parameters and running statistics alike."""
-    old, new = (
-        [*m.parameters(), *(b for b in m.buffers() if b.is_floating_point())] for m in (average, model)
-    )
+    old, new = ([*m.parameters(), *(b for b in m.buffers() if b.is_floating_point())] for m in (average, model))
     torch._foreach_lerp_(old, new, 1 - decay)
-
-
-def load_state(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        detail = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
-        raise InputError(f"{source}: the weights are not those of this config: {detail}") from None

@@ -1,0 +1,602 @@
+"""The command line: what it writes, what it prints, and one line with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_helpers import TINY, contents, full_disk, image_folder
+
+from esvae import ESVAE, cli, data, evaluate, train
+from esvae.checkpoint import load_safetensors
+from esvae.cli import main
+from esvae.config import Config
+from esvae.errors import InputError
+from esvae.generate import load_model
+from esvae.layers import TdBN
+from esvae.metrics import fad
+from esvae.runs import Run
+
+SHARED_FAD = Path(__file__).parents[2] / "shared" / "fad"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_statistics() -> Iterator[None]:
+    """tdBN takes over the statistics of each batch at once: after four steps at the usual momentum no neuron fires."""
+
+    def made(**options: Any) -> ESVAE:
+        model = ESVAE(**options)
+        for module in model.modules():
+            if isinstance(module, TdBN):
+                module.momentum = 1.0
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "ESVAE", made)
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("data") / "color", train=40, test=11)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A finished run on color images."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    code = main(["train", "--preset", "best", "--data", f"folder:{images}", "--out", str(folder), "--quiet", *TINY])
+    assert code == 0
+    return folder
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, run: Path) -> Path:
+    """The same run as it is after its first epoch, at T = 1."""
+    folder = tmp_path / "unfinished"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "model")
+    Run.open(folder).cut(2)
+    return folder
+
+
+@pytest.fixture
+def failed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def check(*arguments: str | Path, code: int = 2) -> str:
+        """Run a command that must fail, and return its one line."""
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        lines = err.splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("esvae: error: ")
+        return lines[0]
+
+    return check
+
+
+def done(*arguments: str | Path) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- help
+
+
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert f"esvae {command} " in out.partition("xample")[2]
+    assert "(default: cpu)" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "defaults"),
+    [
+        ([], ["(default: paper)", "(default: 300)", "(default: fashion-mnist)"]),
+        (["--preset", "best"], ["(default: best)", "(default: mixture)", "(default: straight-through)"]),
+        (["--preset=official", "--data=celeba"], ["(default: official)", "(default: celeba)", "(default: 64)"]),
+    ],
+    ids=["paper", "best", "official-celeba"],
+)
+def test_help_shows_the_defaults_of_the_preset(
+    arguments: list[str], defaults: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", *arguments, "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert [text for text in defaults if text not in out] == []
+
+
+# -------------------------------------------------------------------------------------------------------------- train
+
+
+def test_train_writes_the_config_that_was_asked_for(run: Path, images: Path) -> None:
+    config = Config.from_dict(json.loads((run / "config.json").read_text()))
+    assert (config.preset, config.data) == ("best", f"folder:{images}")
+    assert (config.model.latent, config.model.wide_kernels, config.train.clip) == (4, 2, 1.0)
+    assert config.model.channels == 3  # as the images are, though the preset has 1
+
+
+def test_resume_needs_the_folder_alone(unfinished: Path, run: Path) -> None:
+    done("train", "--resume", "--out", unfinished, "--quiet")
+    resumed, whole = (load_safetensors(folder / "model" / "model.safetensors") for folder in (unfinished, run))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--preset", "paper"], "preset: got 'paper', but "),
+        (["--model.latent", "5"], "model.latent: got 5, but "),
+        (["--data", "digits"], "data: got 'digits', but "),
+    ],
+    ids=["preset", "latent", "data"],
+)
+def test_resume_of_a_run_of_another_preset(
+    unfinished: Path, arguments: list[str], line: str, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = {
+        split: data.ImageSet(split, torch.zeros(16, 3, 32, 32, dtype=torch.uint8), False) for split in ("train", "test")
+    }
+    monkeypatch.setattr(train, "load_sets", lambda config, download: sets)
+    before = contents(unfinished)
+    message = failed("train", "--resume", "--out", unfinished, *arguments)
+    assert line in message
+    assert "use another --out" in message
+    assert contents(unfinished) == before
+
+
+def test_train_into_a_run(run: Path, images: Path, failed: Callable[..., str]) -> None:
+    before = contents(run)
+    line = failed("train", "--preset", "best", "--data", f"folder:{images}", "--out", run, "--quiet", *TINY)
+    assert "holds a run already; use --resume or another --out" in line
+    assert contents(run) == before
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, images: Path, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Trainer, "_step", interrupt)
+    arguments = ["train", "--preset", "best", "--data", f"folder:{images}", "--out", tmp_path / "run", "--quiet", *TINY]
+    assert "interrupted; `esvae train --resume`" in failed(*arguments, code=130)
+
+
+# ---------------------------------------------------------------------------------------------- generate, reconstruct
+
+
+def test_generate_npz_is_the_grid_and_the_folder(run: Path, tmp_path: Path) -> None:
+    for out in ("a.npz", "a.png", "a"):
+        done("generate", run, "--n", 5, "--seed", 3, "--out", tmp_path / out, "--columns", 3)
+    images = np.load(tmp_path / "a.npz")["images"]
+    assert (images.shape, images.dtype) == ((5, 3, 32, 32), np.uint8)
+    files = sorted((tmp_path / "a").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(5)]
+    for file, image in zip(files, images, strict=True):
+        assert np.array_equal(np.asarray(Image.open(file)), image.transpose(1, 2, 0))
+    with Image.open(tmp_path / "a.png") as grid:
+        assert grid.size == (2 + 3 * 66, 2 + 2 * 66)
+
+
+def test_generated_image_depends_on_seed_and_number_alone(run: Path, tmp_path: Path) -> None:
+    def drawn(*arguments: object) -> np.ndarray:
+        done("generate", *arguments, "--out", tmp_path / "x.npz")
+        return np.load(tmp_path / "x.npz")["images"]
+
+    five = drawn(run, "--n", 5)
+    assert np.array_equal(drawn(run / "model", "--n", 3), five[:3])
+    for other in (["--seed", 1], ["--prior", "bottleneck"], ["--steps", 1]):
+        assert not np.array_equal(drawn(run, "--n", 5, *other), five), other
+
+
+def test_unfinished_run_generates_from_its_checkpoint_and_says_so(
+    unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done("generate", unfinished, "--n", 2, "--out", tmp_path / "x.npz")
+    err = capsys.readouterr().err
+    assert "these are the weights of step 2, trained at T = 1" in err
+    assert "prior: bottleneck, since the mixture is fitted at the end of training" in err
+    loaded = load_model(unfinished)
+    average = load_safetensors(Run.open(unfinished).latest() / "average.safetensors")
+    assert torch.equal(loaded.model.bottleneck.weight, average["bottleneck.weight"])
+    with torch.no_grad():
+        expected = data.to_uint8(loaded.model.generate(2, seed=0, prior="bottleneck"))
+    assert np.array_equal(np.load(tmp_path / "x.npz")["images"], expected)
+
+
+def test_mixture_that_is_not_fitted_is_not_used_silently(
+    unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(unfinished), "--prior", "mixture", "--out", str(tmp_path / "x.png")]) == 2
+    assert "the mixture is fitted at the end of training" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_reconstruct_prints_the_error_of_what_it_shows(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done("reconstruct", run, "--n", 7, "--out", tmp_path / "r.png", "--columns", 4)
+    name, value = capsys.readouterr().out.split()
+    loaded = load_model(run)
+    originals = data.normalize(data.load(loaded.data, "test").pixels[:7])
+    with torch.no_grad():
+        again = loaded.model.reconstruct(originals, seed=0, sample_ids=torch.arange(7))
+    assert (name, float(value)) == ("mse", pytest.approx((originals - again).square().mean().item(), abs=2e-6))
+    with Image.open(tmp_path / "r.png") as grid:
+        assert grid.size == (2 + 4 * 66, 2 + 4 * 64 + 2 + 8 + 2 + 2)
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluate
+
+
+def naive_error(model: ESVAE, name: str, seed: int) -> float:
+    originals = data.normalize(data.load(name, "test").pixels)
+    with torch.no_grad():
+        again = model.reconstruct(originals, seed=seed, sample_ids=torch.arange(len(originals)))
+    return (originals - again).square().mean().item()
+
+
+def test_json_is_all_that_stdout_has(run: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from esvae.cli import main; sys.exit(main())"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("ESVAE_FAD_DIR", None)
+    done = subprocess.run([*command, "evaluate", run, "--json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    loaded = load_model(run)
+    assert result == {
+        "weights": str(run / "model" / "model.safetensors"),
+        "data": loaded.data,
+        "images": 11,
+        "prior": "mixture",
+        "steps": 2,
+        "seed": 2024,
+        "precision": "fp32",
+        "device": "cpu",
+        "batch_size": 128,
+        "generated": 0,
+        "mse": pytest.approx(naive_error(loaded.model, loaded.data, 2024), rel=1e-5),
+    }
+    assert "no FAD: no feature network is published for folder:" in done.stderr
+
+
+def test_last_incomplete_batch_counts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(run)
+    monkeypatch.setattr(evaluate, "BATCH", 4)  # 11 images: 4, 4, 3
+    found = evaluate.mean_squared_error(loaded.model, data.load(loaded.data, "test"))
+    assert found == pytest.approx(naive_error(loaded.model, loaded.data, evaluate.SEED), rel=1e-5)
+
+
+def test_options_of_evaluate_reach_the_measurement(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done("evaluate", run, "--json", "--seed", 5, "--steps", 3, "--prior", "bottleneck", "--precision", "bf16")
+    result = json.loads(capsys.readouterr().out)
+    assert [result[key] for key in ("seed", "steps", "prior", "precision")] == [5, 3, "bottleneck", "bf16"]
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> fad.Reference:
+    """A feature network in the published one's place, for color images, and smaller numbers of images."""
+    torch.manual_seed(0)
+    made = fad.Reference("color", fad.FeatureNetwork(3).eval(), torch.zeros(64).double(), torch.eye(64).double())
+    monkeypatch.setattr(evaluate, "find_reference", lambda name: (made, ""))
+    monkeypatch.setattr(evaluate, "GENERATED", 70)
+    monkeypatch.setattr(fad, "FLOOR_IMAGES", 64)
+    return made
+
+
+@pytest.fixture
+def many(run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """80 training and 75 test images in the place of the folder's, which are too few for a covariance."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = {
+        s: torch.randint(256, (n, 3, 32, 32), generator=generator).byte() for s, n in (("train", 80), ("test", 75))
+    }
+    monkeypatch.setattr(data, "load", lambda name, split, **options: data.ImageSet(name, pixels[split], flip=False))
+    return pixels
+
+
+def test_distances_are_those_of_their_images(
+    run: Path, reference: fad.Reference, many: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done("evaluate", run, "--json")
+    result = json.loads(capsys.readouterr().out)
+    model = load_model(run).model
+    originals = data.normalize(many["test"])
+    with torch.no_grad():
+        drawn = model.generate(70, seed=2024, prior="mixture")
+        again = model.reconstruct(originals, seed=2024, sample_ids=torch.arange(75))
+    assert (result["generated"], result["images"]) == (70, 75)
+    for images, suffix in ((drawn, ""), (many["train"][:64], "_floor"), (again[:70], "_reconstructions")):
+        for key, value in fad.fad(reference, images).items():
+            assert result[key + suffix] == pytest.approx(value, rel=1e-4), key + suffix
+
+
+def test_floors_stand_beside_the_distances(
+    run: Path, reference: fad.Reference, many: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done("evaluate", run, "--json")
+    result = json.loads(capsys.readouterr().out)
+    done("evaluate", run)
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if "fad_" in line
+    ]
+    assert [row[1:] for row in rows] == [
+        [f"{result[f'fad_{mode}{kind}']:.4f}", f"{result[f'fad_{mode}_floor']:.4f}"]
+        for mode in ("paper", "eval")
+        for kind in ("", "_reconstructions")
+    ]
+
+
+def test_real_images_alone(
+    reference: fad.Reference, many: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done("evaluate", "--real", "mnist", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert result["test_fad_paper_256"] == pytest.approx(fad.fad(reference, many["test"], 256)["fad_paper"])
+    assert result["fad_paper_floor"] == pytest.approx(fad.fad(reference, many["train"][:64])["fad_paper"])
+    assert "mse" not in result
+
+
+def test_published_test_set_against_its_statistics(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not SHARED_FAD.is_dir():
+        pytest.skip("the published feature networks are not here: no ../shared/fad")
+    try:
+        data.load("fashion-mnist", "test")
+    except InputError as error:
+        pytest.skip(f"Fashion-MNIST is not here: {error}")
+    monkeypatch.setenv("ESVAE_FAD_DIR", str(SHARED_FAD))
+    monkeypatch.setattr(evaluate, "floors", lambda reference, pixels: {})  # measured in test_fad.py
+    done("evaluate", "--real", "fashion-mnist", "--json")
+    assert json.loads(capsys.readouterr().out)["test_fad_paper_256"] < 0.001
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        (None, "set ESVAE_FAD_DIR to the folder with the published mnist_64.pth and mnist_test_64.npz"),
+        ("empty", "empty has no mnist_64.pth and mnist_test_64.npz"),
+    ],
+    ids=["unset", "empty"],
+)
+def test_missing_feature_network_says_how_to_get_it(
+    folder: str | None, line: str, tmp_path: Path, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESVAE_FAD_DIR", raising=False)
+    if folder:
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv("ESVAE_FAD_DIR", str(tmp_path / folder))
+    assert line in failed("evaluate", "--real", "mnist", "--json")
+
+
+# --------------------------------------------------------------------------------------------------------------- demo
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = {split: data.load("digits", split).pixels[:48] for split in ("train", "test")}
+    monkeypatch.setattr(data, "load", lambda name, split, **options: data.ImageSet(name, pixels[split], flip=False))
+    out = tmp_path / "demo"
+    done("demo", "--out", out, "--epochs", 1)
+    text = capsys.readouterr().out
+    assert "mean squared error of 48 test images" in text
+    for name in ("reconstructions.png", "samples.png", "learning-curve.png"):
+        assert str(out / name) in text.replace("\n", "")
+        Image.open(out / name).verify()
+
+
+def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
+    config = cli.demo_config()
+    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", False)
+    Run.create(tmp_path / "demo", config.to_dict())
+    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", True)
+    assert cli._demo_folder(tmp_path / "demo", cli.demo_config(1)) == (tmp_path / "demo-2", False)
+    (tmp_path / "demo" / "samples.png").touch()
+    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo-2", False)
+
+
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["paint"], "command: got 'paint', accepted are demo, train, generate, reconstruct, evaluate"),
+        (["generate"], "Missing from esvae generate: RUN"),
+        (["generate", "RUN", "--colour"], "Unrecognized options: --colour"),
+        (["generate", "RUN", "--n", "many"], "Error parsing --n: "),
+        (["generate", "RUN", "--n", "0"], "n: got 0, accepted is 1 to 100000"),
+        (["generate", "RUN", "--columns", "0"], "columns: got 0"),
+        (["generate", "RUN", "--seed", "-1"], "seed: got -1, accepted is 0 to 9223372036854775807"),
+        (["generate", "RUN", "--steps", "0"], "steps: got 0, accepted is 1 to 1000"),
+        (["generate", "RUN", "--out", "x.jpg"], "out: got x.jpg, accepted is .png or .npz or a new folder"),
+        (["generate", "RUN", "--out", "none/x.png"], "out: got none/x.png, but there is no folder none"),
+        (["generate", "RUN", "--device", "abacus"], "device: got 'abacus', which this machine or torch cannot use"),
+        (["generate", "nowhere"], "nowhere: no such folder"),
+        (["generate", "."], "holds no model: neither a run's config.json nor model.safetensors"),
+        (["reconstruct", "RUN", "--n", "12"], "n: got 12, accepted is 1 to 11, the test images of folder:"),
+        (["reconstruct", "RUN", "--data", "digits"], "data: got digits with 1 channels, accepted are images of 3"),
+        (["reconstruct", "RUN/model"], "model does not say what the model was trained on; accepted is --data NAME"),
+        (["evaluate"], "accepted is either RUN or --real DATA"),
+        (["evaluate", "RUN", "--real", "mnist"], "accepted is either RUN or --real DATA"),
+        (["evaluate", "RUN", "--data", "letters"], "name: got 'letters', accepted are fashion-mnist, mnist"),
+        (["evaluate", "--real", "digits"], "no feature network is published for digits"),
+        (["train"], "Missing from esvae train: --out"),
+        (["train", "--out", "x", "--preset", "worst"], "preset: got 'worst', accepted are paper, official, best"),
+        (["train", "--out", "x", "--preset"], "--preset: expected one argument"),
+        (["train", "--out", "x", "--model.latent", "0"], "latent: got 0, accepted is at least 1"),
+        (["train", "--out", "x", "--train.time-steps", "1@1"], "time_steps: got '1@1', accepted is epochs that sum to"),
+        (["train", "--out", "x", "--checkpoint-minutes", "-1"], "checkpoint_minutes: got -1.0"),
+        (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
+        (["train", "--out", "x", "--data", "folder:nowhere"], "folder: nowhere is not a folder"),
+        (["train", "--out", "file/x", "--data", "digits"], "file/x: cannot make the run's folder: Not a directory"),
+        (["demo", "--epochs", "0"], "epochs: got 0, accepted is at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_is_one_line(
+    arguments: list[str],
+    line: str,
+    run: Path,
+    tmp_path: Path,
+    failed: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ESVAE_FAD_DIR", raising=False)
+    (tmp_path / "file").touch()
+    assert line in failed(*(argument.replace("RUN", str(run)) for argument in arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def idx(count: int, pixels: int) -> bytes:
+    return struct.pack(">4I", 0x803, count, 8, 8) + bytes(pixels)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(idx(40, 40 * 64 - 1), "train-images-idx3-ubyte"), (idx(40, 40 * 64 + 1), "train-images-idx3-ubyte")],
+    ids=["truncated", "oversized"],
+)
+def test_idx_file_of_a_wrong_size(
+    content: bytes, line: str, tmp_path: Path, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESVAE_DATA_DIR", str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(content)
+    assert line in failed("train", "--data", "mnist", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_without_images(tmp_path: Path, failed: Callable[..., str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty: no images" in failed("train", "--data", f"folder:{tmp_path / 'empty'}", "--out", tmp_path / "run")
+
+
+def test_images_of_mixed_sizes(tmp_path: Path, failed: Callable[..., str]) -> None:
+    folder = image_folder(tmp_path / "mixed", train=2, test=1)
+    Image.new("RGB", (9, 8)).save(folder / "train" / "odd.png")
+    line = failed("train", "--data", f"folder:{folder}", "--out", tmp_path / "run")
+    assert "images differ" in line
+    assert "odd.png is 9x8 color" in line
+
+
+def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize("command", ["generate", "reconstruct", "evaluate"])
+@pytest.mark.parametrize(
+    ("file", "change", "line"),
+    [
+        ("model.safetensors", lambda good: good[: len(good) // 2], "model.safetensors: is truncated or damaged"),
+        ("model.safetensors", lambda good: b"\x80\x04K\x01.", "model.safetensors: is a pickle"),
+        ("config.json", lambda good: good.replace(b'"latent": 4', b'"latent": 5'), "not the weights of this config"),
+        ("config.json", lambda good: good.replace(b'"latent": 4', b'"latent": "4"'), "config.json: latent: got '4'"),
+        ("config.json", lambda good: good[:-3], "config.json: no valid JSON"),
+    ],
+    ids=["truncated", "pickle", "foreign", "type", "torn-config"],
+)
+def test_damaged_model(
+    run: Path,
+    tmp_path: Path,
+    command: str,
+    file: str,
+    change: Callable[[bytes], bytes],
+    line: str,
+    failed: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run / "model", tmp_path / "model")
+    spoil(tmp_path / "model" / file, change)
+    assert line in failed(command, "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "line"),
+    [
+        ("checkpoints/step-00000002/average.safetensors", lambda good: good[:-1], "average.safetensors: is truncated"),
+        ("checkpoints/step-00000002/model.safetensors", lambda good: b"PK\x03\x04", "model.safetensors: is a pickle"),
+        ("config.json", lambda good: good.replace(b'"latent": 4', b'"latent": 5'), "not the weights of this config"),
+        ("config.json", lambda good: good.replace(b'"latent"', b'"talent"'), "model: got the unknown option 'talent'"),
+    ],
+    ids=["truncated", "pickle", "foreign", "unknown-option"],
+)
+@pytest.mark.parametrize(
+    "command", [["generate"], ["train", "--resume", "--quiet", "--out"]], ids=["generate", "resume"]
+)
+def test_damaged_run(
+    unfinished: Path,
+    tmp_path: Path,
+    command: list[str],
+    file: str,
+    change: Callable[[bytes], bytes],
+    line: str,
+    failed: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoil(unfinished / file, change)
+    before = contents(tmp_path)
+    assert line in failed(*command, unfinished)
+    assert contents(tmp_path) == before
+
+
+def test_run_without_a_checkpoint(unfinished: Path, failed: Callable[..., str]) -> None:
+    Run.open(unfinished).cut(-1)
+    assert "has no checkpoint yet" in failed("generate", unfinished)
+
+
+@pytest.mark.parametrize("out", ["x.png", "x.npz", "x"])
+def test_full_disk_leaves_what_was_there(
+    run: Path, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.png", "x.npz"):
+        (tmp_path / name).write_bytes(b"good")
+    before = contents(tmp_path)
+    with full_disk(256):
+        assert main(["generate", str(run), "--n", "4", "--out", out]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"esvae: error: {out}: cannot be written: File too large"
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "x").exists()
+
+
+def test_existing_file_is_replaced_and_existing_folder_is_not(
+    run: Path, tmp_path: Path, failed: Callable[..., str]
+) -> None:
+    (tmp_path / "x.png").write_bytes(b"old")
+    done("generate", run, "--n", 1, "--out", tmp_path / "x.png")
+    Image.open(tmp_path / "x.png").verify()
+    (tmp_path / "x").mkdir()
+    assert "exists already" in failed("generate", run, "--n", 1, "--out", tmp_path / "x")

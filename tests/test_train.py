@@ -1,0 +1,413 @@
+"""Training: that an interruption at any instant leaves no trace, and that what goes wrong is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from training_helpers import contents, full_disk
+
+from esvae import ESVAE, checkpoint, data, train
+from esvae.config import Config, ModelConfig, TrainConfig
+from esvae.errors import InputError
+from esvae.generate import load_model, load_weights
+from esvae.prior import MixturePrior
+from esvae.runs import Run
+
+MODEL = ModelConfig(latent=4, steps=2, sampler_surrogate="straight-through", prior="mixture", mixture_components=2)
+TRAIN = TrainConfig(
+    epochs=2, batch_size=8, schedule="one-cycle", clip=1.0, ema=0.9, time_steps="1@1,1@2", precision="fp32"
+)
+CONFIG = Config("digits", "best", MODEL, TRAIN)
+STEPS_PER_EPOCH = 5  # and a record after every 2nd step
+NEVER = 1e9  # minutes
+
+
+@pytest.fixture(scope="module")
+def sets() -> dict[str, data.ImageSet]:
+    counts = {"train": 8 * STEPS_PER_EPOCH + 3, "test": 10}
+    loaded = {split: data.load("digits", split) for split in counts}
+    # flipped at random, as CIFAR10 is: flips have to be taken up again, too
+    return {
+        s: dataclasses.replace(loaded[s], pixels=loaded[s].pixels[:n], flip=s == "train") for s, n in counts.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY", 2)
+    monkeypatch.setattr(train.figures, "learning_curve", lambda records, path: None)  # a third of the time of a run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, sets: dict[str, data.ImageSet]) -> Run:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "LOG_EVERY", 2)
+        return train.train(CONFIG, folder, sets=sets, checkpoint_minutes=NEVER, progress=False)
+
+
+def go(folder: Path, sets: dict[str, data.ImageSet], config: Config = CONFIG, **options: Any) -> Run:
+    return train.train(config, folder, sets=sets, **{"checkpoint_minutes": 0, "progress": False} | options)
+
+
+def records(run: Run) -> list[dict]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in run.metrics()]
+
+
+def assert_same(run: Run, other: Run) -> None:
+    """Same records, same weights, same state of the optimizer, bit for bit."""
+    assert records(run) == records(other)
+    (parts, state), (other_parts, other_state) = run.load(), other.load()
+    assert state | {"seconds": 0} == other_state | {"seconds": 0}
+    exported, other_exported = (load_file(r.folder / "model" / "model.safetensors") for r in (run, other))
+    for name, tensors in {**parts, "exported": exported}.items():
+        others = other_parts.get(name, other_exported)
+        assert tensors.keys() == others.keys()
+        for key in tensors:
+            assert torch.equal(tensors[key], others[key]), (name, key)
+
+
+class TestUndisturbed:
+    def test_records(self, undisturbed: Run) -> None:
+        found = undisturbed.metrics()
+        assert [r["step"] for r in found if "loss" in r] == [2, 4, 5, 6, 8, 10]
+        assert [(r["step"], r["images"]) for r in found if "test_mse" in r] == [(5, 40), (10, 80)]
+        assert {r["step"]: r["steps"] for r in found} == {2: 1, 4: 1, 5: 1, 6: 2, 8: 2, 10: 2}
+        assert [r["seconds"] for r in found] == sorted(r["seconds"] for r in found)
+
+    def test_files(self, undisturbed: Run) -> None:
+        assert {p.name for p in undisturbed.images.iterdir()} == {
+            f"{kind}-epoch-{epoch:03d}.png" for kind in ("samples", "reconstructions") for epoch in (1, 2)
+        }
+        assert {p.name for p in undisturbed.folder.iterdir()} == {
+            *("config.json", "metrics.jsonl", "learning-curve.png", "checkpoints", "events", "images", "model")
+        }
+        assert undisturbed.steps() == [5, 10]
+
+    def test_exported_model_is_the_average_with_a_fitted_mixture(self, undisturbed: Run) -> None:
+        model = load_model(undisturbed.folder).model
+        average = undisturbed.load()[0]["average"]
+        for name, tensor in model.state_dict().items():
+            assert name.startswith("mixture.") or torch.equal(tensor, average[name]), name
+        assert model.mixture is not None
+        assert model.mixture.fitted
+        assert model.steps == 2
+
+    def test_weights_moved_and_the_average_followed(self, undisturbed: Run) -> None:
+        torch.manual_seed(TRAIN.seed)
+        start = ESVAE(**CONFIG.to_dict()["model"]).bottleneck.weight
+        parts = undisturbed.load()[0]
+        moved, average = (parts[part]["bottleneck.weight"] for part in ("model", "average"))
+        assert not torch.equal(start, moved)
+        assert not torch.equal(average, moved)
+
+
+# ------------------------------------------------------------------------------------------------------- interruptions
+
+
+def stop_at_call(count: int, function: Callable) -> Callable:
+    """`function`, which Ctrl-C interrupts once it has returned for the `count`-th time."""
+    calls = 0
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        result = function(*arguments, **options)
+        calls += 1
+        if calls == count:
+            raise KeyboardInterrupt
+        return result
+
+    return wrapped
+
+
+def interrupt(folder: Path, sets: dict[str, data.ImageSet], owner: Any, name: str, count: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, stop_at_call(count, getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            go(folder, sets)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count"),
+    [
+        pytest.param(train.Trainer, "_step", 1, id="before the first checkpoint"),
+        pytest.param(train.Trainer, "_step", 3, id="between two records"),
+        pytest.param(train.Trainer, "_step", 5, id="last step of an epoch"),
+        pytest.param(Run, "log", 3, id="last record of an epoch"),
+        pytest.param(train.Trainer, "_end_of_epoch", 1, id="between evaluation and checkpoint"),
+        pytest.param(checkpoint, "save", 3, id="behind the checkpoint of an epoch"),
+        pytest.param(train.Trainer, "_step", 9, id="second epoch"),
+        pytest.param(train.Trainer, "_end_of_epoch", 2, id="before the last checkpoint"),
+        pytest.param(MixturePrior, "fit", 1, id="behind the fit of the mixture"),
+        pytest.param(train, "export", 1, id="behind the export"),
+    ],
+)
+def test_resumed_run_is_the_undisturbed_one(
+    tmp_path: Path,
+    sets: dict[str, data.ImageSet],
+    undisturbed: Run,
+    owner: Any,
+    name: str,
+    count: int,
+) -> None:
+    interrupt(tmp_path / "run", sets, owner, name, count)
+    torch.manual_seed(1234)  # nothing may depend on where the interrupted process left the global generator
+    assert_same(go(tmp_path / "run", sets, resume=True), undisturbed)
+
+
+def test_frequent_checkpoints_change_nothing(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
+    run = go(tmp_path / "run", sets)
+    assert run.steps() == [8, 10]  # of 2, 4, 5, 6, 8, 10 the newest two
+    assert_same(run, undisturbed)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+from esvae import data, train
+from test_train import CONFIG
+
+run, pixels, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+replace = os.replace
+
+def die(source, target):
+    if Path(target).name == "step-00000004":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace, train.LOG_EVERY = die, 2
+sets = {split: data.ImageSet("digits", tensor, split == "train") for split, tensor in load_file(pixels).items()}
+train.train(CONFIG, Path(run), sets=sets, checkpoint_minutes=0, progress=False)
+"""
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
+    """No exception handler runs after SIGKILL: the half-written folder stays behind, and does no harm."""
+    save_file({split: images.pixels for split, images in sets.items()}, tmp_path / "sets")
+    arguments = [str(tmp_path / "run"), str(tmp_path / "sets"), str(torch.get_num_threads())]
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(left) == 2
+    assert "step-00000002" in left  # and a hidden one
+    run = go(tmp_path / "run", sets, resume=True)
+    assert_same(run, undisturbed)
+    assert [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")] == []
+
+
+def test_events_of_an_interrupted_run_are_neither_lost_nor_doubled(
+    tmp_path: Path, sets: dict[str, data.ImageSet]
+) -> None:
+    interrupt(tmp_path / "run", sets, Run, "log", 4)  # the evaluation of the first epoch, before its checkpoint
+    run = go(tmp_path / "run", sets, resume=True)
+    events = EventAccumulator(str(run.events)).Reload()
+    assert [event.step for event in events.Scalars("mse")] == [2, 4, 5, 6, 8, 10]
+    assert [event.step for event in events.Scalars("test_mse")] == [5, 10]
+
+
+def test_finished_run_resumed_is_the_same(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
+    run = go(tmp_path / "run", sets)
+    before = contents(run.folder / "model")
+    go(tmp_path / "run", sets, resume=True)
+    assert contents(run.folder / "model") == before
+    assert_same(run, undisturbed)
+
+
+# ---------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train": {"lr": 1e-3}}, r"train\.lr: got 0\.001, but .*run holds a run with 0\.0006; use another --out"),
+        ({"model": {"latent": 5}}, r"model\.latent: got 5, but .* with 4"),
+        ({"preset": "paper"}, r"preset: got 'paper', but .* with 'best'"),
+    ],
+    ids=["learning-rate", "latent", "preset"],
+)
+def test_run_of_another_config(tmp_path: Path, sets: dict[str, data.ImageSet], change: dict, line: str) -> None:
+    run = Run.create(tmp_path / "run", CONFIG.to_dict())
+    values = CONFIG.to_dict()
+    other = {name: values[name] | part if isinstance(part, dict) else part for name, part in change.items()}
+    with pytest.raises(InputError, match=line):
+        go(run.folder, sets, Config.from_dict(values | other), resume=True)
+    assert run.metrics() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"train": {"batch_size": 44}}, "batch_size: got 44, accepted is at most the 43 training images"),
+        ({"model": {"channels": 3}}, r"channels: got 3, but digits \(train\) has 1"),
+    ],
+    ids=["batch", "channels"],
+)
+def test_data_that_do_not_fit(tmp_path: Path, sets: dict[str, data.ImageSet], change: dict, line: str) -> None:
+    values = CONFIG.to_dict()
+    other = {name: values[name] | part for name, part in change.items()}
+    with pytest.raises(InputError, match=line):
+        go(tmp_path / "run", sets, Config.from_dict(values | other))
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_is_one_line(
+    tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
+    with pytest.raises(InputError, match=r"training diverged before step 2 \(loss nan\); try a lower --train\.lr"):
+        go(tmp_path / "run", sets)
+    run = Run.open(tmp_path / "run")
+    assert run.steps() == []
+    assert run.metrics() == []
+
+
+def test_full_disk_while_saving(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
+    run = Run.create(tmp_path / "run", CONFIG.to_dict())
+    with (
+        full_disk(1 << 19),
+        pytest.raises(InputError, match="step-00000002: cannot write the checkpoint: File too large"),
+    ):
+        go(run.folder, sets, resume=True)
+    assert contents(run.checkpoints) == {}
+    assert_same(go(run.folder, sets, resume=True), undisturbed)
+
+
+def test_full_disk_after_a_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
+    interrupt(tmp_path / "run", sets, checkpoint, "save", 1)
+    run = Run.open(tmp_path / "run")
+    good = contents(run.checkpoints)
+    with (
+        full_disk(1 << 19),
+        pytest.raises(InputError, match="step-00000004: cannot write the checkpoint: File too large"),
+    ):
+        go(run.folder, sets, resume=True)
+    assert contents(run.checkpoints) == good
+    assert_same(go(run.folder, sets, resume=True), undisturbed)
+
+
+def test_full_disk_while_exporting(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = (ESVAE(**CONFIG.to_dict()["model"]) for _ in range(2))
+    train.export(first, tmp_path / "model")
+    good = contents(tmp_path)
+    with full_disk(), pytest.raises(InputError, match="model: cannot be written: "):
+        train.export(second, tmp_path / "model")
+    assert contents(tmp_path) == good
+    train.export(second, tmp_path / "model")
+    assert torch.equal(load_model(tmp_path / "model").model.bottleneck.weight, second.bottleneck.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_failed_swap_puts_the_old_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ESVAE(**CONFIG.to_dict()["model"])
+    train.export(model, tmp_path / "model")
+    good = contents(tmp_path)
+    replace, calls = os.replace, []
+
+    def fail_second(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_second)
+    with pytest.raises(InputError, match="model: cannot be written: Input/output error"):
+        train.export(model, tmp_path / "model")
+    assert contents(tmp_path) == good
+
+
+def test_weights_of_another_network_are_named() -> None:
+    model = ESVAE(**CONFIG.to_dict()["model"])
+    tensors = model.state_dict() | {"bottleneck.weight": torch.zeros(3, 3)}
+    with pytest.raises(InputError, match=r"here: not the weights .* 'bottleneck.weight' should be the shape \(4, 4\)"):
+        load_weights(model, tensors, "here")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("model.safetensors", lambda good: good[:-9], "model.safetensors: is truncated or damaged"),
+        ("average.safetensors", lambda good: b"\x80\x04K\x01.", "average.safetensors: is a pickle"),
+        ("optimizer.safetensors", lambda good: good[:-1] + b"?", "SHA-256"),
+        ("state.json", lambda good: good.replace(b'"step": 10', b'"step": 11'), "SHA-256"),
+    ],
+    ids=["truncated", "pickle", "changed", "edited"],
+)
+def test_damaged_checkpoint(
+    tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run, file: str, content: Callable, line: str
+) -> None:
+    shutil.copytree(undisturbed.folder, tmp_path / "run")
+    path = Run.open(tmp_path / "run").latest() / file
+    path.write_bytes(content(path.read_bytes()))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=f"{line}.*the checkpoint of step 5 before it is good"):
+        go(tmp_path / "run", sets, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_foreign_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet]) -> None:
+    """Whole and of the right format, but of something else."""
+    run = Run.create(tmp_path / "run", CONFIG.to_dict())
+    run.save(1, {"model": {"weight": torch.zeros(2)}}, {})
+    with pytest.raises(InputError, match="step-00000001, model: not the weights of this config: 'bottleneck"):
+        go(run.folder, sets, resume=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_one_cycle_warms_up_and_ends_at_nothing() -> None:
+    config = TrainConfig(schedule="one-cycle", warmup=0.2)
+    factors = [train.learning_rate_factor(config, share) for share in (0, 0.1, 0.2, 0.6, 1)]
+    assert factors == pytest.approx([0.01, 0.5, 1, 0.5, 0], abs=1e-12)
+    assert train.learning_rate_factor(TrainConfig(), 0.5) == 1
+
+
+def test_schedule_counts_time_steps(tmp_path: Path, sets: dict[str, data.ImageSet]) -> None:
+    trainer = train.Trainer(CONFIG, Run(tmp_path, {}), sets, torch.device("cpu"))
+    assert [trainer._work(step) for step in (0, 5, 6, 10)] == [0, 5 * 8, 5 * 8 + 16, 5 * 8 + 5 * 16]
+
+
+def test_average_of_parameters_and_running_statistics() -> None:
+    old, new = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    for module, value in ((old, 1.0), (new, 2.0)):
+        for tensor in (module.weight.data, module.running_mean):
+            tensor.fill_(value)
+    new.num_batches_tracked.fill_(7)
+    train.update_average(old, new, 0.75)
+    assert (old.weight.item(), old.running_mean.item(), old.num_batches_tracked.item()) == (1.25, 1.25, 0)
+    assert (new.weight.item(), new.running_mean.item()) == (2, 2)
+
+
+def test_bottleneck_has_its_own_learning_rate() -> None:
+    model = ESVAE(**CONFIG.to_dict()["model"])
+    rest, own = train.make_optimizer(model, TRAIN).param_groups
+    assert [id(p) for p in own["params"]] == [id(p) for p in model.bottleneck.parameters()]
+    assert len(rest["params"]) + 2 == len(list(model.parameters()))
+    assert (rest["lr"], own["lr"], rest["weight_decay"]) == (6e-4, 6e-3, 1e-3)
+
+
+def test_noise_differs_between_steps_and_seeds() -> None:
+    seeds = {train.step_seed(seed, step) for seed in range(20) for step in range(50)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)

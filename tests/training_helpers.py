@@ -1,0 +1,42 @@
+"""A small image folder, small options, and a disk that is full: what the tests of training and command line share."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from esvae import data
+
+TINY = [  # on top of the preset `best`
+    *("--model.latent", "4", "--model.steps", "2", "--model.mixture-components", "2"),
+    *("--train.batch-size", "16", "--train.epochs", "2", "--train.time-steps", "1@1,1@2", "--train.precision", "fp32"),
+]
+
+
+def image_folder(folder: Path, train: int, test: int, mode: str = "RGB") -> Path:
+    """Digits as PNG files, `folder`/train and `folder`/test."""
+    for split, count in (("train", train), ("test", test)):
+        (folder / split).mkdir(parents=True)
+        for index, pixels in enumerate(data.load("digits", split, size=8).pixels[:count]):
+            Image.fromarray(pixels[0].numpy()).convert(mode).save(folder / split / f"{index:03d}.png")
+    return folder
+
+
+@contextmanager
+def full_disk(largest: int = 4096) -> Iterator[None]:
+    """The system refuses to let any file of this process grow beyond `largest` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
