@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from . import data
 from .errors import InputError
-from .metrics.fad import IMAGE_SIZE, PUBLISHED, Reference, fad, floors, load_reference
+from .metrics.fad import IMAGE_SIZE, PUBLISHED, Reference, fad, floors, load_reference, reference_folder
 from .models import ESVAE
 
 BATCH = 128
@@ -171,9 +169,9 @@ def find_reference(name: str) -> tuple[Reference | None, str]:
     if name not in PUBLISHED:
         return None, f"no FAD: no feature network is published for {name}, only for {', '.join(PUBLISHED)}"
     files = " and ".join(PUBLISHED[name])
-    folder = os.environ.get("ESVAE_FAD_DIR", "")
-    if not folder:
+    folder = reference_folder()
+    if folder is None:
         return None, f"no FAD: set ESVAE_FAD_DIR to the folder with the published {files}"
-    if not any(Path(folder).expanduser().joinpath(file).exists() for file in PUBLISHED[name]):
+    if not any((folder / file).exists() for file in PUBLISHED[name]):
         return None, f"no FAD: ESVAE_FAD_DIR={folder} has no {files}"
     return load_reference(name), ""

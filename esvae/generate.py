@@ -17,7 +17,7 @@ from .checkpoint import partial_path, read_json, remove_stale, sync_folder
 from .config import Config, ModelConfig, build
 from .errors import InputError
 from .models import ESVAE
-from .models.esvae import WEIGHTS
+from .models.esvae import WEIGHTS, require_same_shapes
 from .runs import CONFIG, Run, atomic_write
 
 MAX_IMAGES = 100_000  # in one call: they are held in memory
@@ -87,11 +87,7 @@ def _checkpointed(run: Run, config: Config, device: str | torch.device) -> Loade
 
 def load_weights(model: ESVAE, tensors: dict[str, Tensor], source: str, *, assign: bool = False) -> None:
     """`load_state_dict` that says in one line what does not fit."""
-    expected = model.state_dict()
-    for name in sorted(tensors.keys() | expected.keys()):
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
-            wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
-            raise InputError(f"{source}: not the weights of this config: {name!r:.80} should be {wanted}")
+    require_same_shapes(tensors, model.state_dict(), source)
     model.load_state_dict(tensors, assign=assign)
 
 

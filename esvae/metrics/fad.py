@@ -99,6 +99,12 @@ class Reference:
     sigma: Tensor
 
 
+def reference_folder() -> Path | None:
+    """The folder that the environment variable ESVAE_FAD_DIR names, if it names one."""
+    variable = os.environ.get("ESVAE_FAD_DIR", "")
+    return Path(variable).expanduser() if variable else None
+
+
 def load_reference(dataset: str, folder: Path | None = None) -> Reference | None:
     """The published network and statistics of "fashion-mnist" or "mnist".
 
@@ -106,9 +112,7 @@ def load_reference(dataset: str, folder: Path | None = None) -> Reference | None
     `mnist_64.pth` and `mnist_test_64.npz`. None where neither names a folder, or nothing is published for the data set.
     Raises `InputError` where a folder is named and its files are missing or unusable.
     """
-    if folder is None:
-        variable = os.environ.get("ESVAE_FAD_DIR", "")
-        folder = Path(variable).expanduser() if variable else None
+    folder = folder or reference_folder()
     if folder is None or dataset not in PUBLISHED:
         return None
     weights, statistics = (Path(folder) / name for name in PUBLISHED[dataset])

@@ -158,13 +158,18 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
             except EntryNotFoundError:
                 raise InputError(f"{model_id}: no {WEIGHTS}; other formats are not read") from None
         tensors = load_safetensors(path)
-        for name in sorted(tensors.keys() | expected.keys()):
-            if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
-                wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
-                raise InputError(f"{path}: not the weights of this config: {name!r:.80} should be {wanted}")
+        require_same_shapes(tensors, expected, str(path))
         model = cls(**arguments)
         model.load_state_dict(tensors)
         return model.to(map_location).eval()
+
+
+def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+    """That a state dict from `source` fits, or an InputError that names the first tensor that does not."""
+    for name in sorted(tensors.keys() | expected.keys()):
+        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
+            wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
+            raise InputError(f"{source}: not the weights of this config: {name!r:.80} should be {wanted}")
 
 
 def _upsample(inputs: int, outputs: int, wide: bool) -> nn.ConvTranspose2d:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base class. `center` shifts the surrogate's middle away from the threshold, in units of the membrane potential."""
+    """Base class. `center` shifts the surrogate's middle away from the threshold, in units of the potential."""
 
     id: ClassVar[int]
 
@@ -106,7 +106,7 @@ class Sigmoid(Surrogate):
 
 @dataclass(frozen=True)
 class ATan(Surrogate):
-    """(alpha/2) / (1 + (pi alpha (u - center) / 2)^2). Shape: `alpha` > 0 (2 is the default of SpikingJelly, snnTorch)."""
+    """(alpha/2) / (1 + (pi alpha (u - center) / 2)^2). Shape: `alpha` > 0 (SpikingJelly, snnTorch: 2)."""
 
     id: ClassVar[int] = 3
     alpha: float = 2.0

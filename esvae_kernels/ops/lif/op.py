@@ -295,7 +295,11 @@ def lif(
         raise NotImplementedError(f"record: got {record!r}; this version records nothing, accepted is None")
     if dtype not in (None, x.dtype):
         raise NotImplementedError(f"dtype: got {dtype}; this version returns spikes in x's dtype, {x.dtype}")
-    weights = None if readout is None or (isinstance(readout, str) and readout == "rate") else _weights(readout, time, x.device)
+    weights = (
+        None
+        if readout is None or (isinstance(readout, str) and readout == "rate")
+        else _weights(readout, time, x.device)
+    )
     p = Neuron(
         steps=time,
         constant=steps is not None,
@@ -325,7 +329,9 @@ def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
     try:
         weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"readout: got {type(readout).__name__}, accepted are None, 'rate' or {steps} weights") from None
+        raise TypeError(
+            f"readout: got {type(readout).__name__}, accepted are None, 'rate' or {steps} weights"
+        ) from None
     if tuple(weights.shape) != (steps,):
         raise ValueError(f"readout: got weights of shape {tuple(weights.shape)}, accepted is ({steps},)")
     return weights.contiguous()
