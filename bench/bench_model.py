@@ -36,6 +36,7 @@ from esvae import ESVAE
 from esvae.config import preset
 from esvae.layers import SpikingLayer
 from esvae.losses import mmd
+from esvae.train import resolve_precision
 
 # The literal network is the tests' yardstick, and no package. Appended: bench's own conftest has to come first.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -72,7 +73,7 @@ ENTRIES = [pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CAS
 
 @pytest.mark.parametrize(("case", "entry"), ENTRIES)
 def test_model(case: Case, entry: str, smoke: bool, pytestconfig: pytest.Config, measure: Callable[..., None]) -> None:
-    if case.precision == "bf16" and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+    if case.precision == "bf16" and resolve_precision("auto", torch.device("cpu")) != "bf16":
         pytest.skip("this CPU does not multiply in bf16")
     # Starting a process takes longer than all else of a smoke run, which is to see that it works but once.
     fresh = not smoke or (case == CASES[0] and entry == "ours")
