@@ -14,38 +14,45 @@ namespace {
 constexpr int64_t kSamplerBlock = 2048;
 constexpr int64_t kLanes = 4;  // time steps that one counter serves
 
+constexpr int64_t kPair = kVector / sizeof(uint32_t);  // words in two vectors of lanes
+
 // The counters of a block of elements, padded to whole vectors: position within the sample, and the sample's id.
 struct Counters {
-  alignas(64) uint64_t element[kSamplerBlock + 8], id[kSamplerBlock + 8];
+  alignas(64) uint32_t element[kSamplerBlock + kPair], id_low[kSamplerBlock + kPair], id_high[kSamplerBlock + kPair];
 
   void fill(const Poisson& a, int64_t begin, int64_t n) {
     int64_t sample = begin / a.elements, position = begin % a.elements;
     for (int64_t i = 0; i < n; ++sample, position = 0) {
       const int64_t left = a.elements - position < n - i ? a.elements - position : n - i;
+      const uint64_t id = static_cast<uint64_t>(a.ids[sample]);
       for (int64_t j = 0; j < left; ++j) {
-        element[i + j] = static_cast<uint64_t>(position + j);
-        id[i + j] = static_cast<uint64_t>(a.ids[sample]);
+        element[i + j] = static_cast<uint32_t>(position + j);
+        id_low[i + j] = static_cast<uint32_t>(id);
+        id_high[i + j] = static_cast<uint32_t>(id >> 32);
       }
       i += left;
     }
-    for (int64_t i = n; i % kWidth; ++i) element[i] = id[i] = 0;
+    for (int64_t i = n; i % kPair; ++i) element[i] = id_low[i] = id_high[i] = 0;
   }
 };
 
-// The words of kLanes time steps for a block.
+// The words of kLanes time steps for a block. A vector of 32-bit counters is, as it lies, the lanes of its even
+// elements (their upper halves do not matter) and, shifted, those of its odd ones; the words are put back the same way.
 struct Draw {
-  alignas(64) uint32_t word[kLanes][kSamplerBlock + 8];
+  alignas(64) uint32_t word[kLanes][kSamplerBlock + kPair];
 
   void operator()(const Counters& c, int64_t group, uint64_t seed, int64_t n) {
     const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int64_t i = 0; i < n; i += kWidth) {
-      Lanes element, id;
+    const Lanes time = Lanes{} + static_cast<uint64_t>(group);
+    for (int64_t i = 0; i < n; i += kPair) {
+      Lanes element, low, high;
       memcpy(&element, c.element + i, sizeof element);
-      memcpy(&id, c.id + i, sizeof id);
-      const Lanes zero{};
-      const auto drawn = philox<Lanes>(element, zero + static_cast<uint64_t>(group), id, id >> 32, k0, k1);
+      memcpy(&low, c.id_low + i, sizeof low);
+      memcpy(&high, c.id_high + i, sizeof high);
+      const auto even = philox<Lanes>(element, time, low, high, k0, k1);
+      const auto odd = philox<Lanes>(element >> 32, time, low >> 32, high >> 32, k0, k1);
       for (int lane = 0; lane < kLanes; ++lane) {
-        const Words words = low_words(drawn.word[lane]);
+        const Lanes words = (even.word[lane] & static_cast<uint64_t>(0xffffffffu)) | (odd.word[lane] << 32);
         memcpy(word[lane] + i, &words, sizeof words);
       }
     }
