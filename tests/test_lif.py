@@ -851,3 +851,9 @@ def test_accepted_forms() -> None:
     assert_same_bits(
         lif(x[0], steps=4, **OPTIONS)[0], lif(x[:1].expand(4, 3), torch.zeros(3), decay=0.3, threshold=0.5)[0]
     )
+
+
+def test_raw_op_refuses_an_unknown_surrogate() -> None:
+    options = (3, False, 0, 0.5, 1.0, 0.0, 1.0, 0.0, False, False, 99, 1.0, 0.0, False, 0)
+    with pytest.raises(ValueError, match="surrogate: got the id 99"):
+        torch.ops.esvae_kernels.lif_fwd(torch.zeros(3, 2), None, None, False, *options)

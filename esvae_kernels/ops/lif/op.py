@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import backends, check, layout
 from ...library import register
-from ...surrogate import ATan, Surrogate
+from ...surrogate import SURROGATES, ATan, Surrogate
 from . import native, reference
 from .reference import READOUTS, RESETS, Neuron, state_dtype
 
@@ -23,6 +23,8 @@ class _Shapes:
     """Shapes and layout of one call's tensors, from x alone: the fake and the real op must agree on them."""
 
     def __init__(self, x: Tensor, p: Neuron) -> None:
+        if p.surrogate not in SURROGATES:  # a raw op can be called by anyone, and the compiled module trusts us
+            raise ValueError(f"surrogate: got the id {p.surrogate}, accepted are {sorted(SURROGATES)}")
         self.x, self.p = x, p
         self.channel = 1 if p.constant else 2
         self.channels_last = layout.is_channels_last(x, self.channel)
