@@ -46,8 +46,8 @@ def threads(work: int) -> int:
 def tune_allocator() -> bool:
     """Lets glibc keep freed memory instead of returning it to the system after every large tensor.
 
-    Fresh pages cost more than the bytes that a kernel moves (the README has figures). It holds for the whole process and
-    is never done at import. Returns whether it was done (False where the C library is not glibc).
+    Fresh pages cost more than the bytes that a kernel moves (the README has figures). It holds for the whole process
+    and is never done at import. Returns whether it was done (False where the C library is not glibc).
     """
     m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
     try:
