@@ -11,6 +11,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -197,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[command](rest)
     except InputError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # the reader, `head` say, has what it wanted
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
