@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +54,9 @@ def save(folder: Path, parts: dict[str, dict[str, Tensor]], state: dict[str, Any
     files[STATE] = _state_json(records, state)
     if os.path.lexists(folder):
         raise InputError(f"{folder}: exists already; a checkpoint is never overwritten")
-    partial = partial_path(folder)
-    try:
-        remove_stale(folder.parent)
-        partial.mkdir()
+    with whole_folder(folder, "cannot write the checkpoint") as partial:
         for name, content in files.items():
             write_synced(partial / name, content)
-        sync_folder(partial)
-        os.replace(partial, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write the checkpoint: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone after the rename; still there after any failure
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -329,6 +321,26 @@ def _require_file(path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- safe writing
+
+
+@contextmanager
+def whole_folder(folder: Path, failure: str, stale: str | None = None) -> Iterator[Path]:
+    """A hidden folder to fill within the `with` block; at its end it becomes `folder`, all of it or nothing.
+
+    `stale` is as `name` in `remove_stale`. Raises `InputError`, "FOLDER: FAILURE: reason", where the disk refuses.
+    """
+    partial = partial_path(folder)
+    try:
+        remove_stale(folder.parent, stale)
+        partial.mkdir()
+        yield partial
+        sync_folder(partial)
+        os.replace(partial, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise InputError(f"{folder}: {failure}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone after the rename; still there after any failure
 
 
 def partial_path(target: Path) -> Path:

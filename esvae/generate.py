@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import data, figures
-from .checkpoint import partial_path, read_json, remove_stale, sync_folder
+from .checkpoint import read_json, whole_folder
 from .config import Config, ModelConfig, build
 from .errors import InputError
 from .models import ESVAE
@@ -133,16 +132,6 @@ def check_out(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _write_folder(images: Tensor, folder: Path) -> None:
-    partial = partial_path(folder)
-    try:
-        remove_stale(folder.parent, folder.name)
-        partial.mkdir()
+    with whole_folder(folder, "cannot be written", stale=folder.name) as partial:
         for index, image in enumerate(images.split(1)):
             figures.image_grid(image, 1, scale=1, pad=0).save(partial / f"{index:05d}.png")
-        sync_folder(partial)
-        os.rename(partial, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -1,5 +1,5 @@
 // The LIF neuron over all time steps: a thread takes a block of neurons through the whole sequence, with their
-// potentials in L1. Compiled once per vector width (ESVAE_ISA).
+// potentials in cache. Compiled once per vector width (ESVAE_ISA).
 #include "../math/lif.h"
 #include "kernels.h"
 #include "rows.h"

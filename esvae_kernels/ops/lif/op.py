@@ -161,7 +161,7 @@ lif_bwd = register(
 
 
 class _Lif(torch.autograd.Function):
-    """(x, v, weights, save, *options) -> (out, last v, saved potentials)."""
+    """(x, v, weights, save, options) -> (out, last v, saved potentials)."""
 
     generate_vmap_rule = True
 
