@@ -4,32 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from esvae_kernels import lif, native, use_backend
 from esvae_kernels.ops.lif import reference
-from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough, Surrogate
+from esvae_kernels.surrogate import (
+    ATan,
+    FastSigmoid,
+    Gaussian,
+    PiecewiseExp,
+    Rectangular,
+    Sigmoid,
+    StraightThrough,
+    Surrogate,
+    Triangular,
+)
 
 BACKENDS = ["reference", "cpu"]
 ISAS = native.module.isas() if native.module else []
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-SURROGATES = [Rectangular(width=0.8), StraightThrough(), Sigmoid(alpha=3.0), ATan(alpha=1.5, center=0.1)]
-SMOOTH = [
-    Rectangular(width=2.5, smooth=True),
-    StraightThrough(smooth=True),
-    Sigmoid(alpha=3.0, smooth=True),
-    ATan(alpha=1.5, center=0.1, smooth=True),
+SURROGATES = [
+    Rectangular(width=0.8),
+    StraightThrough(scale=0.7),
+    Sigmoid(alpha=3.0),
+    ATan(alpha=1.5, center=0.1),
+    Triangular(width=1.2, scale=1.3),
+    FastSigmoid(slope=2.5, center=-0.2, scale=1.5),
+    Gaussian(sigma=0.6),
+    PiecewiseExp(alpha=2.0, scale=0.5),
 ]
+SMOOTH = [replace(s, smooth=True) for s in (Rectangular(width=2.5), *SURROGATES[1:])]
 TOLERANCE = {  # of gradients: a few units in the last place, plus the rounding of a sum over time
     torch.float64: {"rtol": 1e-12, "atol": 1e-13},
     torch.float32: {"rtol": 2e-5, "atol": 2e-6},
     torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-5},
     torch.float16: {"rtol": 2e-3, "atol": 1e-5},
 }
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 def name(value: object) -> str:
@@ -57,6 +73,18 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     assert torch.equal(bits(actual), bits(expected))
 
 
+def assert_all_same_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert_same_bits(a, e)
+
+
+def assert_same_bits_or_nan(actual: Tensor, expected: Tensor) -> None:
+    """Equal as bit patterns, except that one NaN is as good as another."""
+    number = ~expected.isnan()
+    assert torch.equal(actual.isnan(), ~number)
+    assert_same_bits(actual[number], expected[number])
+
+
 @contextmanager
 def vector_width(isa: str) -> Iterator[None]:
     """The compiled kernels of one vector width."""
@@ -68,25 +96,56 @@ def vector_width(isa: str) -> Iterator[None]:
         native.module.set_isa(before)
 
 
-def assert_gradients(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def assert_gradients(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], computed_in: torch.dtype | None = None
+) -> None:
+    """Within the tolerance of their dtype, or of the dtype that they were computed in; relative to the largest one."""
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e.to(a.dtype), **TOLERANCE[a.dtype])
+        tolerance = TOLERANCE[computed_in or a.dtype]
+        largest = max(1.0, e.detach().abs().max().item()) if e.numel() else 1.0
+        torch.testing.assert_close(a, e.to(a.dtype), rtol=tolerance["rtol"], atol=tolerance["atol"] * largest)
 
 
-def run_lif(backend: str, x: Tensor, v: Tensor | None = None, **options) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Spikes, last potential, and the gradients of x (and v) for fixed cotangents of both outputs."""
+def assert_sums(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], terms: int, computed_in: torch.dtype = torch.float64
+) -> None:
+    """Gradients that are sums over `terms` elements in all: rounding grows as the root of their number."""
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        rtol = max(TOLERANCE[a.dtype]["rtol"], TOLERANCE[computed_in]["rtol"])
+        atol = 10 * TOLERANCE[computed_in]["rtol"] * max(1, terms / max(1, a.numel())) ** 0.5
+        torch.testing.assert_close(a, e, rtol=rtol, atol=atol)
+
+
+def parameters(channels: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The five parameters of a neuron, one value per channel."""
+    ranges = {"decay": (0.2, 0.95), "gain": (0.5, 1.5), "rest": (-0.1, 0.2), "threshold": (0.3, 0.6)}
+    unit = torch.rand(5, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return {
+        key: (low + (high - low) * row).to(dtype)
+        for (key, (low, high)), row in zip((ranges | {"v_reset": (-0.2, 0.1)}).items(), unit, strict=True)
+    }
+
+
+def run_lif(
+    backend: str, x: Tensor, v: Tensor | None = None, *, op: Callable = lif, **options
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Spikes, last potential (and recorded potentials), and the gradients for fixed cotangents of all outputs: of x, v,
+    and the options that are tensors of floating point, in their order."""
     with use_backend(backend):
-        inputs = [t.detach().requires_grad_() for t in (x, v) if t is not None]
-        outputs = lif(*inputs, **options)
+        inputs = [None if t is None else t.detach().requires_grad_() for t in (x, v)]
+        learnt = {k: t.detach().requires_grad_() for k, t in options.items() if isinstance(t, Tensor)}
+        outputs = op(*inputs, **(options | learnt))
         cotangents = [randn(*o.shape, seed=7 + i, dtype=o.dtype) for i, o in enumerate(outputs)]
-        gradients = torch.autograd.grad(outputs, inputs, cotangents)
-    return outputs[0].detach(), outputs[1].detach(), list(gradients)
+        wanted = [t for t in (*inputs, *learnt.values()) if t is not None]
+        gradients = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True)
+    return *(o.detach() for o in outputs), list(gradients)
 
 
-def flat(result: tuple[Tensor, Tensor, list[Tensor]]) -> tuple[Tensor, ...]:
+def flat(result: tuple) -> tuple[Tensor, ...]:
     """What `run_lif` returns, as one tuple."""
-    return (*result[:2], *result[2])
+    return (*result[:-1], *result[-1])
 
 
 def neuron(
@@ -98,10 +157,11 @@ def neuron(
     reset: str = "hard",
     readout: str | None = None,
     surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
-    **numbers,
+    dtype: torch.dtype = torch.float32,
+    **rest,
 ) -> reference.Neuron:
     """The reference's options, written as the public function takes them. `readout`: None, "rate" or "weights"."""
-    defaults = {"gain": 1.0, "rest": 0.0, "v_reset": 0.0, "strict": False, "detach_reset": False} | numbers
+    defaults = {"gain": 1.0, "rest": 0.0, "v_reset": 0.0, "strict": False, "detach_reset": False, "record": False}
     return reference.Neuron(
         steps=steps,
         constant=constant,
@@ -110,10 +170,12 @@ def neuron(
         threshold=threshold,
         surrogate=surrogate.id,
         shape=surrogate.shape,
+        scale=surrogate.scale,
         center=surrogate.center,
         smooth=surrogate.smooth,
         readout=reference.READOUTS.index(readout),
-        **defaults,
+        dtype=dtype,
+        **(defaults | rest),
     )
 
 
@@ -124,3 +186,66 @@ def one_line(call: Callable[[], object], error: type[Exception], start: str) -> 
     assert raised.type is error
     assert str(raised.value).startswith(start), str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+# ------------------------------------------------------------------------------------------------ batch norm and LIF
+
+NEAR = {  # of the largest element: sums over a batch differ in their order
+    torch.float64: 1e-11,
+    torch.float32: 2e-5,
+    torch.bfloat16: 2e-5,  # computed in fp32, rounded once at the end
+    torch.float16: 2e-5,
+}
+
+
+def channels_last(x: Tensor, channel: int = 2) -> Tensor:
+    """The same values, with axis `channel` innermost in memory."""
+    return x.movedim(channel, -1).contiguous().movedim(-1, channel)
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float, floor: float = 0.0) -> None:
+    """Within `tolerance` of the largest expected element (of `floor`, if that is larger) and one rounding of the
+    dtype."""
+    assert actual.shape == expected.shape
+    if not actual.numel():
+        return
+    assert expected.isfinite().all()
+    error = (actual.double() - expected.double()).abs()
+    rounding = torch.finfo(actual.dtype).eps * expected.double().abs() + torch.finfo(actual.dtype).tiny
+    allowed = tolerance * max(expected.double().abs().max().item(), floor) + rounding
+    worst = (error - allowed).max().item()
+    assert worst <= 0, f"off by {error.max().item():.3g}, allowed is {allowed.max().item():.3g}"
+
+
+def bn_lif_by_torch(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    scale: float = 1.0,
+    v: Tensor | None = None,
+    steps: int | None = None,
+    **options,
+) -> tuple[Tensor, ...]:
+    """What `bn_lif` says it is equivalent to; with `steps` y is repeated in full."""
+    y = y if steps is None else y.expand(steps, *y.shape)
+    x = F.batch_norm(y.flatten(0, 1), running_mean, running_var, scale * weight, bias, training, momentum, eps)
+    return lif(x.unflatten(0, y.shape[:2]), v, **options)
+
+
+def assert_flips_at_crossings(actual: Tensor, spikes: Tensor, membrane: Tensor, threshold: Tensor, ulps: int) -> Tensor:
+    """Each neuron's spikes (T, N, C, *) are the reference's up to a step at which the reference's membrane potential is
+    at most `ulps` units in the last place from the threshold (C). After that its state is another one, and anything
+    goes. Returns which neurons flipped."""
+    differ = actual.bool() != spikes.bool()
+    first = differ & (differ.cumsum(0) == 1)
+    threshold = threshold.view(-1, *(1,) * (spikes.dim() - 3)).to(membrane.dtype)
+    size = torch.maximum(membrane.abs(), threshold.abs()).clamp(min=1)
+    near = (membrane - threshold).abs() <= ulps * torch.finfo(membrane.dtype).eps * size
+    assert not (first & ~near).any(), "a spike differs away from the threshold"
+    return differ.any(0)

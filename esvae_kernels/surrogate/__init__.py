@@ -1,5 +1,41 @@
-"""Surrogate gradients: `Rectangular`, `StraightThrough`, `Sigmoid`, `ATan`."""
+"""Surrogate gradients. A class per formula, with shape, `center`, `scale` and `smooth`; the table is in `reference.py`.
 
-from .reference import SURROGATES, ATan, Rectangular, Sigmoid, StraightThrough, Surrogate
+`PiecewiseQuadratic`, `Erf`, `SoftSign`, `SuperSpike` and `SingleExponential` are other libraries' names for members of
+these families.
+"""
 
-__all__ = ["SURROGATES", "ATan", "Rectangular", "Sigmoid", "StraightThrough", "Surrogate"]
+from .reference import (
+    SURROGATES,
+    ATan,
+    Erf,
+    FastSigmoid,
+    Gaussian,
+    PiecewiseExp,
+    PiecewiseQuadratic,
+    Rectangular,
+    Sigmoid,
+    SingleExponential,
+    SoftSign,
+    StraightThrough,
+    SuperSpike,
+    Surrogate,
+    Triangular,
+)
+
+__all__ = [
+    "SURROGATES",
+    "ATan",
+    "Erf",
+    "FastSigmoid",
+    "Gaussian",
+    "PiecewiseExp",
+    "PiecewiseQuadratic",
+    "Rectangular",
+    "Sigmoid",
+    "SingleExponential",
+    "SoftSign",
+    "StraightThrough",
+    "SuperSpike",
+    "Surrogate",
+    "Triangular",
+]
