@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -43,63 +45,99 @@ PYBIND11_MODULE(_esvae_kernels, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Use one of isas() from now on, in the whole process.");
 
   using namespace py::literals;
-  py::class_<LifOptions>(m, "LifOptions")
-      .def(py::init([](double decay, double gain, double rest, double threshold, double v_reset, int reset, bool strict,
-                       bool detach_reset, int surrogate, double shape, double center, bool smooth, int readout) {
-             return LifOptions{decay,     gain,  rest,   threshold, v_reset, reset, strict, detach_reset,
-                               surrogate, shape, center, smooth,    readout};
-           }),
-           py::kw_only(), "decay"_a, "gain"_a, "rest"_a, "threshold"_a, "v_reset"_a, "reset"_a, "strict"_a,
-           "detach_reset"_a, "surrogate"_a, "shape"_a, "center"_a, "smooth"_a, "readout"_a);
+  // One signature for forward, backward and the workspace's size; an address of 0 is "not there".
+  const auto lif = [](auto run) {
+    return [run](int x_dtype, int out_dtype, uintptr_t x, int64_t x_stride, uintptr_t v0, std::array<double, kParameters> numbers,
+                 uintptr_t parameters, int per_channel, int64_t channels, int64_t inner, uintptr_t weights, int64_t steps, int64_t size,
+                 int reset, bool strict, bool detach_reset, int surrogate, double shape, double scale, double center,
+                 bool smooth, int readout, int threads, uintptr_t out, uintptr_t membrane, uintptr_t v, uintptr_t saved,
+                 uintptr_t dout, uintptr_t dmembrane, uintptr_t dv, uintptr_t center_of_x, int wanted, uintptr_t dx, uintptr_t dv0, uintptr_t dparameters, uintptr_t dweights,
+                 uintptr_t workspace) {
+      Lif a{};
+      a.x_dtype = static_cast<DType>(x_dtype), a.out_dtype = static_cast<DType>(out_dtype);
+      a.x = pointer<void>(x), a.x_stride = x_stride, a.v0 = pointer<void>(v0);
+      std::copy(numbers.begin(), numbers.end(), a.numbers);
+      a.parameters = pointer<void>(parameters), a.per_channel = static_cast<PerChannel>(per_channel);
+      a.channels = channels, a.inner = inner, a.weights = pointer<double>(weights);
+      a.steps = steps, a.size = size, a.reset = reset, a.strict = strict, a.detach_reset = detach_reset;
+      a.surrogate = surrogate, a.shape = shape, a.scale = scale, a.center = center, a.smooth = smooth;
+      a.readout = static_cast<Readout>(readout), a.threads = threads;
+      a.out = pointer<void>(out), a.membrane = pointer<void>(membrane), a.v = pointer<void>(v);
+      a.saved = pointer<void>(saved), a.dout = pointer<void>(dout), a.dmembrane = pointer<void>(dmembrane);
+      a.dv = pointer<void>(dv), a.center_of_x = pointer<void>(center_of_x);
+      a.wanted = wanted, a.dx = pointer<void>(dx);
+      a.dv0 = pointer<void>(dv0), a.dparameters = pointer<double>(dparameters);
+      a.dweights = pointer<double>(dweights), a.workspace = pointer<double>(workspace);
+      py::gil_scoped_release release;
+      return run(a);
+    };
+  };
+  const auto define_lif = [&](const char* name, auto run) {
+    m.def(name, lif(run), py::kw_only(), "x_dtype"_a, "out_dtype"_a, "x"_a, "x_stride"_a, "v0"_a, "numbers"_a, "parameters"_a,
+          "per_channel"_a, "channels"_a, "inner"_a, "weights"_a, "steps"_a, "size"_a, "reset"_a, "strict"_a,
+          "detach_reset"_a, "surrogate"_a, "shape"_a, "scale"_a, "center"_a, "smooth"_a, "readout"_a, "threads"_a,
+          "out"_a = 0, "membrane"_a = 0, "v"_a = 0, "saved"_a = 0, "dout"_a = 0, "dmembrane"_a = 0, "dv"_a = 0,
+          "center_of_x"_a = 0, "wanted"_a = 0, "dx"_a = 0, "dv0"_a = 0, "dparameters"_a = 0,
+          "dweights"_a = 0, "workspace"_a = 0);
+  };
+  define_lif("lif_forward", [](const Lif& a) { kernels().lif_forward(a); });
+  define_lif("lif_backward", [](const Lif& a) { kernels().lif_backward(a); });
+  define_lif("lif_workspace", [](const Lif& a) { return kernels().lif_workspace(a); });
+
+  const auto define_statistics = [&](const char* name, auto run) {
+    m.def(
+        name,
+        [run](int dtype, uintptr_t y, int64_t size, int64_t channels, int64_t inner, uintptr_t mean, uintptr_t variance,
+              uintptr_t workspace, int threads) {
+          const BatchStatistics a{static_cast<DType>(dtype), pointer<void>(y), size, channels, inner,
+                                  pointer<double>(mean), pointer<double>(variance), pointer<double>(workspace), threads};
+          py::gil_scoped_release release;
+          return run(a);
+        },
+        py::kw_only(), "dtype"_a, "y"_a, "size"_a, "channels"_a, "inner"_a, "mean"_a, "variance"_a, "workspace"_a = 0,
+        "threads"_a);
+  };
+  define_statistics("batch_statistics", [](const BatchStatistics& a) { kernels().batch_statistics(a); });
+  define_statistics("batch_statistics_workspace",
+                    [](const BatchStatistics& a) { return kernels().batch_statistics_workspace(a); });
 
   m.def(
-      "lif_forward",
-      [](int dtype, uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t weights, uintptr_t out, uintptr_t v,
-         uintptr_t saved, int64_t steps, int64_t size, const LifOptions& options, int threads) {
-        const LifForward a{static_cast<DType>(dtype), pointer<void>(x), x_stride, pointer<void>(v0),
-                           pointer<double>(weights),  pointer<void>(out), pointer<void>(v), pointer<void>(saved),
-                           steps, size, options, threads};
+      "batch_correction",
+      [](int dtype, uintptr_t dx, uintptr_t y, uintptr_t factors, uintptr_t dy, int64_t size, int64_t channels,
+         int64_t inner, int threads) {
+        const BatchCorrection a{static_cast<DType>(dtype), pointer<void>(dx), pointer<void>(y), pointer<void>(factors),
+                                pointer<void>(dy),         size,              channels,         inner,
+                                threads};
         py::gil_scoped_release release;
-        kernels().lif_forward(a);
+        kernels().batch_correction(a);
       },
-      py::kw_only(), "dtype"_a, "x"_a, "x_stride"_a, "v0"_a, "weights"_a, "out"_a, "v"_a, "saved"_a, "steps"_a,
-      "size"_a, "options"_a, "threads"_a);
-  m.def(
-      "lif_backward",
-      [](int dtype, uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t saved, uintptr_t weights, uintptr_t dout,
-         uintptr_t dv, uintptr_t dx, uintptr_t dv0, int64_t steps, int64_t size, const LifOptions& options,
-         int threads) {
-        const LifBackward a{static_cast<DType>(dtype), pointer<void>(x), x_stride, pointer<void>(v0),
-                            pointer<void>(saved), pointer<double>(weights), pointer<void>(dout), pointer<void>(dv),
-                            pointer<void>(dx), pointer<void>(dv0), steps, size, options, threads};
-        py::gil_scoped_release release;
-        kernels().lif_backward(a);
-      },
-      py::kw_only(), "dtype"_a, "x"_a, "x_stride"_a, "v0"_a, "saved"_a, "weights"_a, "dout"_a, "dv"_a, "dx"_a,
-      "dv0"_a, "steps"_a, "size"_a, "options"_a, "threads"_a);
+      py::kw_only(), "dtype"_a, "dx"_a, "y"_a, "factors"_a, "dy"_a, "size"_a, "channels"_a, "inner"_a, "threads"_a);
 
   const auto poisson = [](bool forward) {
-    return [forward](int dtype, uintptr_t rate, uintptr_t ids, uintptr_t dspikes, uintptr_t out, int64_t steps,
-                     int64_t samples, int64_t elements, uint64_t seed, int surrogate, double shape, double center,
-                     bool smooth, int threads) {
-      const Poisson a{static_cast<DType>(dtype), pointer<void>(rate), pointer<int64_t>(ids), pointer<void>(dspikes),
-                      pointer<void>(out), steps, samples, elements, seed, surrogate, shape, center, smooth, threads};
+    return [forward](int dtype, int spikes_dtype, uintptr_t rate, uintptr_t ids, uintptr_t dspikes, uintptr_t out, int64_t steps,
+                     int64_t samples, int64_t elements, uint64_t seed, int surrogate, double shape, double scale,
+                     double center, bool smooth, int threads) {
+      const Poisson a{static_cast<DType>(dtype), static_cast<DType>(spikes_dtype), pointer<void>(rate), pointer<int64_t>(ids), pointer<void>(dspikes),
+                      pointer<void>(out), steps, samples, elements, seed, surrogate, shape, scale, center, smooth, threads};
       py::gil_scoped_release release;
       (forward ? kernels().poisson_forward : kernels().poisson_backward)(a);
     };
   };
   for (const bool forward : {true, false})
-    m.def(forward ? "poisson_forward" : "poisson_backward", poisson(forward), py::kw_only(), "dtype"_a, "rate"_a,
+    m.def(forward ? "poisson_forward" : "poisson_backward", poisson(forward), py::kw_only(), "dtype"_a, "spikes_dtype"_a, "rate"_a,
           "ids"_a, "dspikes"_a, "out"_a, "steps"_a, "samples"_a, "elements"_a, "seed"_a, "surrogate"_a, "shape"_a,
-          "center"_a, "smooth"_a, "threads"_a);
+          "scale"_a, "center"_a, "smooth"_a, "threads"_a);
   m.def(
       "philox",
       [](std::vector<uint32_t> counter, std::vector<uint32_t> key) {
         if (counter.size() != 4 || key.size() != 2) throw py::value_error("philox: 4 counter words and 2 key words");
-        const auto w = philox<uint64_t>(counter[0], counter[1], counter[2], counter[3], key[0], key[1]);
-        std::vector<uint32_t> words;
-        for (const uint64_t lane : w.word) words.push_back(static_cast<uint32_t>(lane));
-        return words;
+        const PhiloxKeys keys(key[0] | static_cast<uint64_t>(key[1]) << 32);
+        PhiloxStart<uint64_t> start;
+        start.set(counter[0], counter[2], counter[3], keys);
+        PhiloxState<uint64_t> s = start.at(counter[1], keys);
+        s.round(keys, 9);
+        return std::vector<uint32_t>{static_cast<uint32_t>(s.c0), static_cast<uint32_t>(s.c1),
+                                     static_cast<uint32_t>(s.c2), static_cast<uint32_t>(s.c3)};
       },
       "counter"_a, "key"_a, "The four words of Philox4x32-10 (for the known-answer test).");
 }

@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
 
-SurrogateName = Literal["rectangular", "straight-through", "sigmoid", "atan"]
+SurrogateName = Literal[
+    "rectangular", "straight-through", "sigmoid", "atan", "triangular", "fast-sigmoid", "gaussian", "piecewise-exp"
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ModelConfig:
     lif_surrogate: SurrogateName = "rectangular"
     """Surrogate gradient of the neurons."""
     lif_shape: float = 0.5
-    """Its shape: the width of `rectangular`, the alpha of `sigmoid` and `atan`."""
+    """Its shape: the width of `rectangular` and `triangular`, the alpha of `sigmoid`, `atan` and `piecewise-exp`, the
+    slope of `fast-sigmoid`, the sigma of `gaussian`."""
     lif_center: float = 0.0
     """Its middle, as a distance from the threshold (the published code: minus the threshold)."""
     sampler_surrogate: SurrogateName = "rectangular"

@@ -121,7 +121,7 @@ def _official_shapes(model: ESVAE) -> dict[str, tuple[int, ...]]:
     shapes = {COEF: (1, 1, 1, 1, model.config.steps)}
     for theirs, ours in _layers(len(model.encoder)):
         layer = model.get_submodule(ours)
-        outputs = (len(layer.norm.weight),)
+        outputs = (len(layer.neurons.weight),)
         shapes |= {f"{theirs}.weight": published(layer.transform.weight), f"{theirs}.bias": outputs}
         shapes |= {f"{theirs}.bn.{part}": outputs for part in NORM}
     for theirs, layer in (("final_layer.1", model.to_image), ("sample_layer.0", model.bottleneck)):
@@ -146,9 +146,9 @@ def _converted(state: dict[str, Tensor], model: ESVAE) -> Iterator[tuple[str, Te
         weight = state[f"{theirs}.weight"]
         yield f"{ours}.transform.weight", weight.squeeze(-1) if weight.dim() == 5 else weight
         for part in ("weight", "bias", "running_var"):
-            yield f"{ours}.norm.{part}", state[f"{theirs}.bn.{part}"]
+            yield f"{ours}.neurons.{part}", state[f"{theirs}.bn.{part}"]
         mean, bias = state[f"{theirs}.bn.running_mean"], state[f"{theirs}.bias"]
-        yield f"{ours}.norm.running_mean", mean.double() - bias.double()  # theirs is the mean of x + bias, ours of x
+        yield f"{ours}.neurons.running_mean", mean.double() - bias.double()  # theirs is the mean of x + bias, ours of x
     yield "to_image.weight", state["final_layer.1.weight"].squeeze(-1)
     yield "to_image.bias", state["final_layer.1.bias"]
     yield "bottleneck.weight", state["sample_layer.0.weight"]

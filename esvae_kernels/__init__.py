@@ -1,10 +1,11 @@
-"""Fused spiking-neuron kernels for PyTorch: `lif`, `poisson`, their modules in `nn`, and `surrogate` gradients."""
+"""Fused spiking-neuron kernels for PyTorch: `lif`, `bn_lif`, `poisson`, modules in `nn`, `surrogate` gradients."""
 
 from . import nn, surrogate
 from .backends import available_backends, use_backend
 from .native import package_version, tune_allocator
+from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
 
 __version__ = package_version()
-__all__ = ["available_backends", "lif", "nn", "poisson", "surrogate", "tune_allocator", "use_backend"]
+__all__ = ["available_backends", "bn_lif", "lif", "nn", "poisson", "surrogate", "tune_allocator", "use_backend"]

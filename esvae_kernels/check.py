@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from .native import DTYPES
+from .native import DTYPES, OUT_DTYPES
 from .surrogate import Surrogate
 
 
@@ -41,15 +41,43 @@ def like(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.dtype, 
         raise ValueError(f"{name}: got device {tensor.device}, accepted is {device}")
 
 
-def number(name: str, value: object, channels: int) -> float:
-    """A finite number; a tensor of 1 or C elements is a signature that later versions will serve."""
+def parameter(name: str, value: object, channels: int, device: torch.device) -> float | Tensor:
+    """A finite number, or a tensor of 1 element or one per channel; what is in a tensor is never looked at."""
+    per_channel = f" or ({channels},)" if channels != 1 else ""
     if isinstance(value, Tensor):
-        if value.numel() not in (1, channels) or value.dim() > 1:
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are a number, (1,) or ({channels},)")
-        raise NotImplementedError(f"{name}: got a tensor; this version takes a number")
+        if value.dim() > 1 or value.numel() not in (1, channels):
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are a number, (1,){per_channel}")
+        floating(name, value, 0, "of floating point")
+        if value.device != device:
+            raise ValueError(f"{name}: got device {value.device}, accepted is {device}")
+        return value
+    return number(name, value, f"are a finite number and a tensor (1,){per_channel}")
+
+
+def number(name: str, value: object, accepted: str = "is a finite number") -> float:
     if not isinstance(value, bool) and isinstance(value, numbers.Real) and abs(value) <= sys.float_info.max:
         return float(value)
-    raise ValueError(f"{name}: got {str(value)[:80]}, accepted is a finite number")
+    raise ValueError(f"{name}: got {str(value)[:80]}, accepted {accepted}")
+
+
+def spikes_dtype(dtype: object, source: Tensor, integers: bool, *others: object) -> torch.dtype:
+    """The dtype of what comes out, by default that of `source`. `integers`: whether it is spikes, 0 or 1. `source` and
+    `others` may need a gradient through it."""
+    if dtype is None:
+        return source.dtype
+    if dtype == torch.uint8:
+        if not integers:
+            raise ValueError("dtype: got torch.uint8, which holds spikes; accepted here is a floating-point dtype")
+        needs_gradient = any(isinstance(t, Tensor) and t.requires_grad for t in (source, *others))
+        if needs_gradient and torch.is_grad_enabled():
+            raise ValueError(
+                "dtype: got torch.uint8, through which no gradient flows; accepted here is a floating-point dtype "
+                "(or call under torch.no_grad())"
+            )
+    elif not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in OUT_DTYPES)
+        raise TypeError(f"dtype: got {dtype!r}, accepted are {accepted}")
+    return dtype  # type: ignore[return-value]
 
 
 def surrogate(value: object) -> Surrogate:

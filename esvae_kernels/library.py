@@ -1,20 +1,89 @@
-"""The registration that all rooms share: one torch library, plain functional ops with a fake and a vmap rule each."""
+"""What the rooms share: registration in one torch library, vmap by a loop, and derivatives through the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("esvae_kernels", "DEF")
 
 
-def register(schema: str, run: Callable, fake: Callable, vmap: Callable) -> Callable:
-    """Defines `esvae_kernels::<schema>` for every device, and returns the op."""
+def register(schema: str, run: Callable, fake: Callable, vmap: Callable | None = None) -> Callable:
+    """Defines `esvae_kernels::<schema>` for every device, and returns the op. Without a `vmap` rule, it loops."""
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     qualified = f"{LIBRARY.ns}::{name}"
+    op = getattr(getattr(torch.ops, LIBRARY.ns), name).default
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
-    torch.library.register_vmap(qualified, vmap, lib=LIBRARY)
-    return getattr(getattr(torch.ops, LIBRARY.ns), name).default
+    torch.library.register_vmap(qualified, vmap or (lambda *call: one_by_one(op, *call)), lib=LIBRARY)
+    return op
+
+
+def one_by_one(op: Callable, info, dims: Sequence[int | None], *arguments) -> tuple:
+    """The vmap rule that calls the op for each sample: for what samples do not share, such as sums over a batch."""
+    calls = [
+        op(*(a if d is None else a.select(d, k) for a, d in zip(arguments, dims, strict=True)))
+        for k in range(info.batch_size)
+    ]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls), 0
+    results = tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True))
+    return results, (0,) * len(results)
+
+
+Optional = Tensor | None
+
+
+def differentiate(
+    function: Callable[..., Sequence[Optional]],
+    inputs: Sequence[Optional],
+    cotangents: Sequence[Optional],
+    *,
+    create_graph: bool = False,
+) -> list[Optional]:
+    """The gradients of <cotangents, function(*inputs)> in each input, zeros where nothing flows; None stays None."""
+    with torch.enable_grad():
+        inputs = [_leaf(t) for t in inputs]
+        pairs = [
+            (out, c) for out, c in zip(function(*inputs), cotangents, strict=True) if out is not None and c is not None
+        ]
+        return _gradients(pairs, inputs, create_graph)
+
+
+def differentiate_twice(
+    function: Callable[..., Sequence[Optional]],
+    inputs: Sequence[Optional],
+    cotangents: Sequence[Optional],
+    seconds: Sequence[Optional],
+) -> tuple[list[Optional], list[Optional]]:
+    """The gradients of <seconds, differentiate(function, inputs, cotangents)> in the inputs and in the cotangents."""
+    again = torch.is_grad_enabled()  # a third derivative may be wanted
+    with torch.enable_grad():
+        inputs, cotangents = [_leaf(t) for t in inputs], [_leaf(t) for t in cotangents]
+        first = differentiate(function, inputs, cotangents, create_graph=True)
+        pairs = [(f, s) for f, s in zip(first, seconds, strict=True) if f is not None and s is not None]
+        both = _gradients(pairs, [*inputs, *cotangents], again)
+    return both[: len(inputs)], both[len(inputs) :]
+
+
+def _leaf(tensor: Optional) -> Optional:
+    """A tensor to differentiate in, part of the graph that it came with."""
+    if tensor is None or not tensor.is_floating_point():
+        return tensor
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _gradients(pairs: list, inputs: Sequence[Optional], create_graph: bool) -> list[Optional]:
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    pairs = [(out, c) for out, c in pairs if out.requires_grad]
+    if not pairs:
+        found = iter(torch.zeros_like(t) for t in wanted)
+    else:
+        outs, cs = zip(*pairs, strict=True)
+        found = iter(
+            torch.autograd.grad(outs, wanted, cs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+        )
+    return [next(found) if t is not None and t.requires_grad else None for t in inputs]

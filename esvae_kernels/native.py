@@ -10,6 +10,7 @@ import torch  # first: the module then shares torch's OpenMP threads instead of 
 from torch import Tensor
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # esvae::DType
+OUT_DTYPES = DTYPES | {torch.uint8: 4}  # what spikes can be stored as
 SERIAL_BELOW = 1 << 15  # elements under which starting threads costs more than it saves
 
 

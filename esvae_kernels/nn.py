@@ -1,64 +1,209 @@
-"""Modules over the ops. They hold options, and no state between calls: potentials go in and come out."""
+"""Modules over the ops. They hold options and parameters, and no state between calls: potentials go in and come out.
+
+An option that is a number stays one. A tensor of 1 or C elements becomes a buffer, an `nn.Parameter` a parameter that
+is learnt, for example `LIF(decay=nn.Parameter(torch.full((64,), 0.9)), threshold=1.0)`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
-from .surrogate import ATan, Rectangular, Surrogate
+from .surrogate import ATan, Rectangular, StraightThrough, Surrogate
 
-__all__ = ["LIF", "Poisson"]
+__all__ = ["BNLIF", "LI", "LIF", "Poisson"]
 
 
-class LIF(nn.Module):
-    """Leaky integrate-and-fire neurons over a whole sequence; see `esvae_kernels.lif` for the options.
+class _Neuron(nn.Module):
+    """Holds the options of an op as attributes, buffers or parameters."""
+
+    def __init__(self, return_v: bool, **options: object) -> None:
+        super().__init__()
+        self.return_v = return_v
+        self._names = tuple(options)
+        for name, value in options.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The op's arguments, as they are now."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        shown = {k: f"tensor{tuple(v.shape)}" if isinstance(v, Tensor) else repr(v) for k, v in self.options.items()}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class LIF(_Neuron):
+    """Leaky integrate-and-fire neurons over a whole sequence; `esvae_kernels.lif` explains the options.
+
+    m_t = decay v_{t-1} + (gain x_t + rest), s_t = [m_t >= threshold], v_t = m_t (1 - s_t) + v_reset s_t.
 
     Equivalent to: `spikes, v = lif(x, v, decay=decay, threshold=threshold, ...)`.
 
-    Shapes: x (T, N, *), or (N, *) with `steps`; v (N, *) or None; returns spikes (T, N, *), or (N, *) with a readout,
-    and with `return_v=True` the pair (spikes, v).
+    Shapes: x (T, N, *), or (N, *) with `steps`; v (N, *) or None; returns spikes (T, N, *), or (N, *) with a readout;
+    with `return_v=True` the pair (spikes, v), and with `record="membrane"` m (T, N, *) as the last.
+
+    Defaults: gain 1, rest 0, hard reset to 0 with gradient, fires at the threshold, `ATan()`, spikes in x's dtype.
     """
 
     def __init__(
         self,
         *,
-        decay: float,
-        threshold: float,
-        gain: float = 1.0,
-        rest: float = 0.0,
+        decay: float | Tensor,
+        threshold: float | Tensor,
+        gain: float | Tensor = 1.0,
+        rest: float | Tensor = 0.0,
         reset: str = "hard",
-        v_reset: float = 0.0,
+        v_reset: float | Tensor = 0.0,
         detach_reset: bool = False,
         strict: bool = False,
         surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
-        readout: str | None = None,
+        readout: str | Tensor | Sequence[float] | None = None,
+        record: str | None = None,
+        dtype: torch.dtype | None = None,
         return_v: bool = False,
     ) -> None:
-        super().__init__()
-        self.options = {
-            "decay": decay,
-            "threshold": threshold,
-            "gain": gain,
-            "rest": rest,
-            "reset": reset,
-            "v_reset": v_reset,
-            "detach_reset": detach_reset,
-            "strict": strict,
-            "surrogate": surrogate,
-            "readout": readout,
-        }
-        self.return_v = return_v
+        super().__init__(
+            return_v,
+            decay=decay,
+            threshold=threshold,
+            gain=gain,
+            rest=rest,
+            reset=reset,
+            v_reset=v_reset,
+            detach_reset=detach_reset,
+            strict=strict,
+            surrogate=surrogate,
+            readout=readout,
+            record=record,
+            dtype=dtype,
+        )
+
+    def forward(self, x: Tensor, v: Tensor | None = None, *, steps: int | None = None) -> Tensor | tuple[Tensor, ...]:
+        return _outputs(lif(x, v, steps=steps, **self.options), self.return_v)  # type: ignore[arg-type]
+
+
+class LI(_Neuron):
+    """Leaky integrators without spikes: the readout of a spiking network.
+
+    v_t = decay v_{t-1} + (gain x_t + rest).
+
+    Equivalent to: `for t in range(T): v = decay * v + (gain * x[t] + rest)`, and of v the last, the mean, a weighted
+    sum, or all.
+
+    Shapes: x (T, N, *), or (N, *) with `steps`; v (N, *) or None. `readout="last"` (the default) returns v_{T-1}
+    (N, *), "mean" the mean over time (N, *), T weights (a tensor, which may be learnt, or a sequence) sum_t c_t v_t
+    (N, *), None all v (T, N, *); in x's dtype, or `dtype`. With `return_v=True` the pair with the last v, fp32 (fp64
+    for fp64 x).
+
+    Defaults: gain 1, rest 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        decay: float | Tensor,
+        gain: float | Tensor = 1.0,
+        rest: float | Tensor = 0.0,
+        readout: str | Tensor | Sequence[float] | None = "last",
+        dtype: torch.dtype | None = None,
+        return_v: bool = False,
+    ) -> None:
+        if isinstance(readout, str) and readout not in ("last", "mean"):
+            raise ValueError(f"readout: got {readout!r}, accepted are None, 'last', 'mean' or T weights")
+        super().__init__(return_v, decay=decay, gain=gain, rest=rest, readout=readout, dtype=dtype)
+
+    def forward(self, x: Tensor, v: Tensor | None = None, *, steps: int | None = None) -> Tensor | tuple[Tensor, ...]:
+        options = self.options
+        if isinstance(self.readout, str):
+            time = len(x) if steps is None else steps
+            options["readout"] = "rate" if self.readout == "mean" else [0.0] * (time - 1) + [1.0]
+        # The "spike" of a smooth StraightThrough is m - threshold, that is the potential itself.
+        outputs = lif(x, v, steps=steps, threshold=0.0, reset="none", surrogate=StraightThrough(smooth=True), **options)  # type: ignore[arg-type]
+        return _outputs(outputs, self.return_v)
+
+
+class BNLIF(_Neuron):
+    """Threshold-dependent batch norm (tdBN; Zheng et al., 2021) and LIF neurons in one; see `esvae_kernels.bn_lif`.
+
+    x_t = weight scale (y_t - mean) / sqrt(var + eps) + bias per channel, with mean and biased variance over T, N and
+    space (in evaluation the running ones; the running variance is the unbiased one); then the LIF on x. The normalised
+    current is never stored.
+
+    Equivalent to: `lif(batch_norm(y, running_mean, running_var, scale * weight, bias, ...), ...)`.
+
+    Shapes: y (T, N, C, *), or (N, C, *) with `steps`, the same at every time step; otherwise as in `LIF`.
+
+    Defaults: `scale` is the threshold if that is a number, else 1; eps 1e-5, momentum 0.1; weight 1, bias 0.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        decay: float | Tensor,
+        threshold: float | Tensor,
+        scale: float | None = None,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        reset: str = "hard",
+        v_reset: float | Tensor = 0.0,
+        detach_reset: bool = False,
+        strict: bool = False,
+        surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
+        readout: str | Tensor | Sequence[float] | None = None,
+        record: str | None = None,
+        dtype: torch.dtype | None = None,
+        return_v: bool = False,
+    ) -> None:
+        if scale is None:
+            scale = 1.0 if isinstance(threshold, Tensor) else threshold
+        super().__init__(
+            return_v,
+            scale=scale,
+            eps=eps,
+            momentum=momentum,
+            decay=decay,
+            threshold=threshold,
+            reset=reset,
+            v_reset=v_reset,
+            detach_reset=detach_reset,
+            strict=strict,
+            surrogate=surrogate,
+            readout=readout,
+            record=record,
+            dtype=dtype,
+        )
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(
-        self, x: Tensor, v: Tensor | None = None, *, steps: int | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        spikes, v = lif(x, v, steps=steps, **self.options)  # type: ignore[arg-type]
-        return (spikes, v) if self.return_v else spikes
+        self,
+        y: Tensor,
+        v: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        readout: str | Tensor | Sequence[float] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """`readout`, where given, takes the place of the module's for this call."""
+        options = self.options if readout is None else self.options | {"readout": readout}
+        state = (self.weight, self.bias, self.running_mean, self.running_var)
+        outputs = bn_lif(y, *state, training=self.training, v=v, steps=steps, **options)  # type: ignore[arg-type]
+        return _outputs(outputs, self.return_v)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{len(self.weight)}, {super().extra_repr()}"
 
 
 class Poisson(nn.Module):
@@ -66,7 +211,7 @@ class Poisson(nn.Module):
 
     Equivalent to: `(torch.rand(steps, *rate.shape) < rate)`, differentiable in the rate.
 
-    Shapes: rate (N, *) in [0, 1]; returns spikes (steps, N, *).
+    Shapes: rate (N, *) in [0, 1]; returns spikes (steps, N, *) in `dtype` (default: the rates' own).
     """
 
     def __init__(
@@ -74,10 +219,11 @@ class Poisson(nn.Module):
         steps: int,
         *,
         surrogate: Surrogate = Rectangular(0.5),  # noqa: B008 - frozen
+        dtype: torch.dtype | None = None,
         check_rates: bool = False,
     ) -> None:
         super().__init__()
-        self.steps, self.surrogate, self.check_rates = steps, surrogate, check_rates
+        self.steps, self.surrogate, self.dtype, self.check_rates = steps, surrogate, dtype, check_rates
 
     def forward(
         self,
@@ -94,8 +240,17 @@ class Poisson(nn.Module):
             surrogate=self.surrogate,
             generator=generator,
             seed=seed,
+            dtype=self.dtype,
             check_rates=self.check_rates,
         )
 
     def extra_repr(self) -> str:
-        return f"steps={self.steps}, surrogate={self.surrogate!r}"
+        dtype = "" if self.dtype is None else f", dtype={self.dtype}"
+        return f"steps={self.steps}, surrogate={self.surrogate!r}{dtype}"
+
+
+def _outputs(outputs: tuple[Tensor, ...], return_v: bool) -> Tensor | tuple[Tensor, ...]:
+    spikes, v, *membrane = outputs
+    if return_v:
+        return spikes, v, *membrane
+    return (spikes, *membrane) if membrane else spikes

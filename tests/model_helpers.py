@@ -80,8 +80,8 @@ def parameter_pairs(literal: LiteralESVAE, ours: ESVAE, grad: bool = False) -> I
 
     for name, a, b in layers(literal, ours):
         yield pair(f"{name}.transform.weight", a.weight, b.transform.weight)
-        yield pair(f"{name}.norm.weight", a.bn.weight, b.norm.weight)
-        yield pair(f"{name}.norm.bias", a.bn.bias, b.norm.bias)
+        yield pair(f"{name}.neurons.weight", a.bn.weight, b.neurons.weight)
+        yield pair(f"{name}.neurons.bias", a.bn.bias, b.neurons.bias)
     for name, a in (("to_image", literal.final_layer[1]), ("bottleneck", literal.sample_layer[0])):
         b = ours.get_submodule(name)
         yield pair(f"{name}.weight", a.weight, b.weight)
@@ -91,8 +91,8 @@ def parameter_pairs(literal: LiteralESVAE, ours: ESVAE, grad: bool = False) -> I
 def buffer_pairs(literal: LiteralESVAE, ours: ESVAE) -> Iterator[Pair]:
     """The running statistics; the literal mean is that of x + bias, ours of x."""
     for name, a, b in layers(literal, ours):
-        yield Pair(f"{name}.norm.running_mean", a.bn.running_mean - a.bias.detach(), b.norm.running_mean)
-        yield Pair(f"{name}.norm.running_var", a.bn.running_var, b.norm.running_var)
+        yield Pair(f"{name}.neurons.running_mean", a.bn.running_mean - a.bias.detach(), b.neurons.running_mean)
+        yield Pair(f"{name}.neurons.running_var", a.bn.running_var, b.neurons.running_var)
 
 
 def twin(literal: LiteralESVAE, preset_name: str) -> ESVAE:

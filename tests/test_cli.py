@@ -24,9 +24,9 @@ from esvae.cli import main
 from esvae.config import Config
 from esvae.errors import InputError
 from esvae.generate import load_model
-from esvae.layers import TdBN
 from esvae.metrics import fad
 from esvae.runs import Run
+from esvae_kernels.nn import BNLIF
 
 SHARED_FAD = Path(__file__).parents[2] / "shared" / "fad"
 
@@ -38,7 +38,7 @@ def quick_statistics() -> Iterator[None]:
     def made(**options: Any) -> ESVAE:
         model = ESVAE(**options)
         for module in model.modules():
-            if isinstance(module, TdBN):
+            if isinstance(module, BNLIF):
                 module.momentum = 1.0
         return model
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
-from kernel_helpers import assert_same_bits, randn
+from kernel_helpers import BACKENDS, assert_near, assert_same_bits, bn_lif_by_torch, channels_last, one_line, randn
+from sklearn.datasets import load_digits
+from torch import Tensor
 
-from esvae_kernels import lif, nn, poisson
-from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough
+from esvae_kernels import bn_lif, lif, nn, poisson
+from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough
 
+on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 OPTIONS = {
     "decay": 0.9,
     "threshold": 0.4,
@@ -123,3 +129,355 @@ def test_modules_compose() -> None:
     out.sum().backward()
     assert rate.grad.isfinite().all()
     assert model[1].weight.grad.abs().sum() > 0
+
+
+# -------------------------------------------------------------------------------- options that are tensors
+
+
+def tensor_options() -> dict[str, Tensor]:
+    """Two parameters, two buffers, of one element and per channel."""
+    return {
+        "decay": torch.nn.Parameter(torch.linspace(0.3, 0.9, 6)),
+        "threshold": torch.linspace(0.2, 0.6, 6),
+        "rest": torch.nn.Parameter(torch.tensor([0.05])),
+        "gain": torch.tensor([0.7]),
+    }
+
+
+def learnt_lif(**more) -> nn.LIF:
+    return nn.LIF(**tensor_options(), reset="soft", surrogate=Sigmoid(alpha=2.0), **more)
+
+
+def test_tensors_are_buffers_and_parameters() -> None:
+    module, x = learnt_lif(), randn(20, 4, 6)
+    assert {k for k, _ in module.named_parameters()} == {"decay", "rest"}
+    assert {k for k, _ in module.named_buffers()} == {"threshold", "gain"}
+    given = tensor_options()
+    expected, _ = lif(x, **given, reset="soft", surrogate=Sigmoid(alpha=2.0))
+    assert_same_bits(module(x), expected)
+    module(x).square().sum().backward()
+    expected.square().sum().backward()
+    for key in ("decay", "rest"):
+        assert given[key].grad.abs().sum() > 0
+        assert_same_bits(getattr(module, key).grad, given[key].grad)
+    text = repr(module)
+    assert "decay=tensor(6,)" in text
+    assert "reset='soft'" in text
+
+
+def test_a_learnt_option_is_the_one_that_is_used() -> None:
+    module, x = learnt_lif(), randn(20, 4, 6)
+    before = module(x)
+    with torch.no_grad():
+        module.threshold += 0.5
+        module.decay *= 0.5
+    changed = {k: t.detach() for k, t in module.options.items() if isinstance(t, Tensor)}
+    assert not torch.equal(module(x), before)
+    assert_same_bits(module(x), lif(x, **changed, reset="soft", surrogate=Sigmoid(alpha=2.0))[0])
+
+
+def test_state_dict_round_trip() -> None:
+    module, x = learnt_lif(readout=torch.nn.Parameter(randn(20, dtype=torch.float64))), randn(20, 4, 6)
+    assert set(module.state_dict()) == {"decay", "rest", "threshold", "gain", "readout"}
+    other = nn.LIF(
+        decay=torch.nn.Parameter(torch.zeros(6)),
+        threshold=torch.zeros(6),
+        rest=torch.nn.Parameter(torch.zeros(1)),
+        gain=torch.zeros(1),
+        reset="soft",
+        surrogate=Sigmoid(alpha=2.0),
+        readout=torch.nn.Parameter(torch.zeros(20, dtype=torch.float64)),
+    )
+    assert not torch.equal(other(x), module(x))
+    other.load_state_dict(module.state_dict())
+    assert_same_bits(other(x), module(x))
+
+
+def copies(module: torch.nn.Module) -> list[torch.nn.Module]:
+    return [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
+
+
+def test_copies_of_a_lif_are_independent() -> None:
+    module, x = learnt_lif(readout="rate", dtype=torch.bfloat16), randn(20, 4, 6)
+    before = module(x)
+    for other in copies(module):
+        assert_same_bits(other(x), before)
+        with torch.no_grad():
+            other.threshold += 1
+            other.decay.zero_()
+        assert not torch.equal(other(x), before)
+        assert_same_bits(module(x), before)
+
+
+def test_to_another_dtype() -> None:
+    module, x = learnt_lif().double(), randn(20, 4, 6, dtype=torch.float64)
+    assert {t.dtype for t in module.state_dict().values()} == {torch.float64}
+    options = {k: t.double() for k, t in tensor_options().items()}
+    assert_same_bits(module(x), lif(x, **options, reset="soft", surrogate=Sigmoid(alpha=2.0))[0])
+    half = learnt_lif().to(torch.bfloat16)
+    options = {k: t.bfloat16() for k, t in tensor_options().items()}
+    assert_same_bits(half(x.bfloat16()), lif(x.bfloat16(), **options, reset="soft")[0])
+
+
+@pytest.mark.parametrize("return_v", [False, True], ids=["spikes", "with-v"])
+@pytest.mark.parametrize("record", [None, "membrane"], ids=["plain", "recorded"])
+@pytest.mark.parametrize("readout", [None, "rate", [0.5] * 20], ids=["all", "rate", "weights"])
+def test_what_a_lif_returns(readout: object, record: str | None, return_v: bool) -> None:
+    x, options = randn(20, 4, 6), OPTIONS | {"readout": readout, "record": record, "dtype": torch.float64}
+    spikes, v, *membrane = lif(x, **options)
+    expected = [spikes, v, *membrane] if return_v else [spikes, *membrane]
+    actual = nn.LIF(**options, return_v=return_v)(x)
+    assert isinstance(actual, tuple) == (len(expected) > 1)
+    for a, b in zip(actual if isinstance(actual, tuple) else [actual], expected, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_readout_weights_are_learnt() -> None:
+    weights, x = torch.nn.Parameter(randn(20, dtype=torch.float64)), randn(20, 4, 6)
+    module = nn.LIF(decay=0.5, threshold=0.3, readout=weights)
+    module(x).sum().backward()
+    spikes, _ = lif(x, decay=0.5, threshold=0.3)
+    torch.testing.assert_close(module.readout.grad, spikes.double().sum((1, 2)))
+
+
+# ------------------------------------------------------------------------------------------------------------ LI
+
+
+def integrate(x: Tensor, v: Tensor | None, decay: object, gain: object = 1.0, rest: object = 0.0) -> Tensor:
+    """All potentials (T, N, C), step by step."""
+    v, potentials = torch.zeros_like(x[0]) if v is None else v, []
+    for current in x:
+        v = decay * v + (gain * current + rest)
+        potentials.append(v)
+    return torch.stack(potentials)
+
+
+READOUTS = {
+    "last": ("last", lambda v: v[-1]),
+    "mean": ("mean", lambda v: v.mean(0)),
+    "weights": ([0.5, -1.0, 2.0, 0.25, 1.0], lambda v: (torch.tensor([0.5, -1, 2, 0.25, 1]).view(5, 1, 1) * v).sum(0)),
+    "all": (None, lambda v: v),
+}
+
+
+@on_both
+@pytest.mark.parametrize("start", [False, True], ids=["from-0", "from-v"])
+@pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
+@pytest.mark.parametrize("readout", READOUTS)
+def test_li_is_a_loop(backend: str, readout: str, constant: bool, start: bool) -> None:
+    given, read = READOUTS[readout]
+    decay = torch.nn.Parameter(torch.linspace(0.3, 0.9, 4, dtype=torch.float64))
+    module = nn.LI(decay=decay, gain=0.7, rest=0.1, readout=given, return_v=True)
+    x = randn(*(3, 4) if constant else (5, 3, 4), dtype=torch.float64).requires_grad_()
+    v = randn(3, 4, seed=1, dtype=torch.float64).requires_grad_() if start else None
+    out, last = module(x, v, steps=5 if constant else None)
+    loop = integrate(x.expand(5, 3, 4), v, decay, 0.7, 0.1)
+    assert_near(out, read(loop), 1e-14)
+    assert_near(last, loop[-1], 1e-14)
+    inputs = [t for t in (x, v, decay) if t is not None]
+    cotangents = [randn(*o.shape, seed=2, dtype=torch.float64) for o in (out, last)]
+    actual = torch.autograd.grad((out, last), inputs, cotangents)
+    for a, b in zip(actual, torch.autograd.grad((read(loop), loop[-1]), inputs, cotangents), strict=True):
+        assert_near(a, b, 1e-13)
+    assert isinstance(nn.LI(decay=decay, readout=given)(x, v, steps=5 if constant else None), Tensor)
+
+
+@on_both
+@pytest.mark.parametrize("readout", ["last", "mean", "learnt", None], ids=str)
+def test_gradcheck_of_li(backend: str, readout: str | None) -> None:
+    learnt = torch.nn.Parameter(randn(3, dtype=torch.float64)) if readout == "learnt" else readout
+    parameters = [torch.nn.Parameter(randn(2, seed=k, dtype=torch.float64)) for k in range(3)]
+    module = nn.LI(**dict(zip(("decay", "gain", "rest"), parameters, strict=True)), readout=learnt)
+    assert len(list(module.parameters())) == 3 + (readout == "learnt")
+    x, v = (randn(*s, seed=5, dtype=torch.float64).requires_grad_() for s in ((3, 2, 2), (2, 2)))
+    names = [k for k, _ in module.named_parameters()]
+
+    def function(x: Tensor, v: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x, v))
+
+    assert torch.autograd.gradcheck(function, (x, v, *(p.detach().requires_grad_() for p in module.parameters())))
+
+
+def test_li_of_halves() -> None:
+    """The potential is fp32, what is read out rounded once, or of the dtype that is asked for."""
+    x = randn(5, 3, 4, dtype=torch.bfloat16)
+    loop = integrate(x.float(), None, 0.9)
+    for readout, expected in (("last", loop[-1]), (None, loop)):
+        out, v = nn.LI(decay=0.9, readout=readout, return_v=True)(x)
+        assert_same_bits(out, expected.bfloat16())
+        assert_same_bits(v, loop[-1])
+        assert_same_bits(nn.LI(decay=0.9, readout=readout, dtype=torch.float32)(x), expected)
+
+
+def test_li_copies_and_words() -> None:
+    module, x = nn.LI(decay=torch.nn.Parameter(torch.tensor([0.9])), readout="mean"), randn(5, 3, 4)
+    for other in copies(module):
+        assert_same_bits(other(x), module(x))
+        assert list(other.state_dict()) == ["decay"]
+    one_line(lambda: nn.LI(decay=0.9, readout="rate"), ValueError, "readout: got 'rate', accepted are None, 'last'")
+    with pytest.raises(ValueError, match="readout: got weights"):
+        nn.LI(decay=0.9, readout=[1.0, 2.0])(x)
+
+
+# --------------------------------------------------------------------------------------------------------- BNLIF
+
+NEURON = {"decay": 0.6, "threshold": 0.5, "reset": "soft", "surrogate": ATan(alpha=1.5)}
+
+
+@on_both
+@pytest.mark.parametrize("kind", ["1d", "2d", "2d-channels-last"])
+def test_bnlif_is_batch_norm_and_lif(backend: str, kind: str) -> None:
+    """Torch's own module, from which the state is taken over, with the threshold in its weight."""
+    shape = (5, 3, 4) if kind == "1d" else (5, 3, 4, 6, 2)
+    norm = (torch.nn.BatchNorm1d if kind == "1d" else torch.nn.BatchNorm2d)(4, eps=1e-3, momentum=0.2).double()
+    with torch.no_grad():
+        for k, tensor in enumerate((norm.weight, norm.bias, norm.running_mean, norm.running_var)):
+            tensor.copy_(randn(4, seed=k, dtype=torch.float64).abs() + 0.5)
+    module = nn.BNLIF(4, eps=1e-3, momentum=0.2, return_v=True, **NEURON).double()
+    keys = ["weight", "bias", "running_mean", "running_var"]
+    assert list(module.state_dict()) == keys
+    module.load_state_dict({k: norm.state_dict()[k] for k in keys})
+    threshold = NEURON["threshold"]
+    for step in range(4):
+        module.train(step < 3), norm.train(step < 3)
+        y = randn(*shape, seed=step, dtype=torch.float64) * 2 + 1
+        y = (channels_last(y) if kind == "2d-channels-last" else y).requires_grad_()
+        spikes, v = module(y)
+        x = threshold * (norm(y.flatten(0, 1)) - norm.bias.view(-1, *(1,) * (y.dim() - 3)))
+        x = (x + norm.bias.view(-1, *(1,) * (y.dim() - 3))).unflatten(0, shape[:2])
+        expected, last = lif(x, **NEURON)
+        assert torch.equal(spikes, expected)
+        assert_near(v, last, 1e-11)
+        cotangents = [randn(*o.shape, seed=9, dtype=torch.float64) for o in (spikes, v)]
+        actual = torch.autograd.grad((spikes, v), (y, module.weight, module.bias), cotangents)
+        truth = torch.autograd.grad((expected, last), (y, norm.weight, norm.bias), cotangents)
+        for a, b in zip(actual, truth, strict=True):
+            assert_near(a, b, 1e-10)
+        for key in keys:
+            assert_near(module.state_dict()[key], norm.state_dict()[key], 1e-12)
+
+
+def test_evaluation_leaves_the_buffers_alone() -> None:
+    module, y = nn.BNLIF(4, **NEURON), randn(5, 3, 4) + 2
+    trained = module(y)
+    state = {k: t.clone() for k, t in module.state_dict().items()}
+    assert not torch.equal(state["running_mean"], torch.zeros(4))
+    evaluated = module.eval()(y)
+    assert not torch.equal(evaluated, trained)
+    for key, tensor in state.items():
+        assert_same_bits(module.state_dict()[key], tensor)
+
+
+def test_defaults_of_bnlif() -> None:
+    """The threshold is the scale where it is a number; then every default is that of the function."""
+    y, state = randn(5, 3, 4) + 0.5, {"weight": torch.ones(4), "bias": torch.zeros(4)}
+
+    def running() -> dict[str, Tensor]:
+        return {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
+
+    for threshold, given, scale in ((0.5, None, 0.5), (torch.full((4,), 0.5), None, 1.0), (0.5, 0.8, 0.8)):
+        module, buffers = nn.BNLIF(4, decay=0.6, threshold=threshold, scale=given), running()
+        expected = bn_lif(y, **state, **buffers, training=True, decay=0.6, threshold=threshold, scale=scale)
+        assert_same_bits(module(y), expected[0])
+        for key, tensor in buffers.items():
+            assert_same_bits(getattr(module, key), tensor)
+        assert module.scale == scale
+
+
+def test_every_option_of_bnlif_reaches_the_function() -> None:
+    options = {"scale": 0.7, "eps": 0.1, "momentum": 0.5, "v_reset": -0.2, "detach_reset": True, "strict": True}
+    options |= {"decay": torch.nn.Parameter(torch.linspace(0.3, 0.9, 4)), "threshold": torch.linspace(0.2, 0.6, 4)}
+    options |= {"reset": "hard", "surrogate": Rectangular(0.8), "record": "membrane", "dtype": torch.float64}
+    y, v = randn(20, 3, 4).requires_grad_(), randn(3, 4, seed=1)
+    module = nn.BNLIF(4, readout="rate", return_v=True, **options)
+    assert set(module.state_dict()) == {"weight", "bias", "running_mean", "running_var", "decay", "threshold"}
+    state = {"weight": torch.ones(4), "bias": torch.zeros(4)}
+    state |= {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
+    for steps in (None, 20):
+        current = y if steps is None else y[0]
+        actual = module(current, v, steps=steps)
+        expected = bn_lif(current, **state, training=True, v=v, steps=steps, readout="rate", **options)
+        for a, b in zip((*actual, module.running_var), (*expected, state["running_var"]), strict=True):
+            assert_same_bits(a, b)
+        gradients = [
+            torch.autograd.grad(sum(o.sum() for o in pair), (y, options["decay"])) for pair in (actual, expected)
+        ]
+        for a, b in zip(*gradients, strict=True):
+            assert_same_bits(a, b)
+    assert repr(module).startswith("BNLIF(4, scale=0.7")
+
+
+def test_readout_for_one_call() -> None:
+    y = randn(5, 3, 4)
+    module = nn.BNLIF(4, readout="rate", **NEURON).eval()
+    rate = module(y)
+    spikes = nn.BNLIF(4, **NEURON).eval()(y)
+    torch.testing.assert_close(rate, spikes.mean(0))
+    assert_same_bits(nn.BNLIF(4, **NEURON).eval()(y, readout="rate"), rate)
+    weights = torch.tensor([1.0, 2, 0, -1, 0.5])
+    torch.testing.assert_close(module(y, readout=weights), (weights.view(5, 1, 1) * spikes).sum(0))
+    assert_same_bits(module(y), rate)
+
+
+def test_copies_of_bnlif_are_independent() -> None:
+    module, y = nn.BNLIF(4, **NEURON), randn(5, 3, 4) + 1
+    module(y)
+    before = module.eval()(y)
+    for other in copies(module):
+        assert_same_bits(other(y), before)
+        other.train()(y + 5)
+        assert not torch.equal(other.running_mean, module.running_mean)
+    assert_same_bits(module(y), before)
+
+
+def test_bnlif_in_bf16() -> None:
+    """Weights and buffers of the module in bf16, the arithmetic as ever."""
+    module, y = nn.BNLIF(4, return_v=True, **NEURON).to(torch.bfloat16), randn(5, 3, 4).bfloat16()
+    spikes, v = module(y)
+    state = [t.double() for t in (torch.ones(4), torch.zeros(4), torch.zeros(4), torch.ones(4))]
+    expected = bn_lif_by_torch(y.double(), *state, training=True, scale=0.5, **NEURON)
+    assert spikes.dtype == module.running_mean.dtype == torch.bfloat16
+    assert torch.equal(spikes.double(), expected[0])
+    assert_near(v, expected[1], 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ a network
+
+
+class Net(torch.nn.Module):
+    """Digits as constant currents, one strided convolution of spikes, a leaky integrator that reads out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.first_neurons = nn.BNLIF(8, decay=0.5, threshold=1.0, surrogate=Rectangular(2.0))
+        self.second = torch.nn.Conv2d(8, 16, 3, stride=2, bias=False)
+        self.second_neurons = nn.BNLIF(16, decay=torch.nn.Parameter(torch.full((16,), 0.5)), threshold=1.0)
+        self.last = torch.nn.Linear(16 * 9, 10)
+        self.readout = nn.LI(decay=torch.nn.Parameter(torch.full((10,), 0.9)), readout="mean")
+
+    def forward(self, images: Tensor) -> Tensor:
+        spikes = self.first_neurons(self.first(images), steps=4)
+        y = self.second(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+        return self.readout(self.last(self.second_neurons(y).flatten(2)))
+
+
+def test_a_network_learns_digits() -> None:
+    digits = load_digits()
+    images = torch.tensor(digits.images[:256] / 16.0, dtype=torch.float32).unsqueeze(1)
+    labels = torch.tensor(digits.target[:256])
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    assert losses[0] > 2  # log 10 is that of a guess
+    assert losses[-1] < 0.5
+    right = (model.eval()(images).argmax(1) == labels).float().mean()
+    assert right > 0.8  # with the running statistics

@@ -10,18 +10,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kernel_helpers import (
     BACKENDS,
     DTYPES,
     ISAS,
     SMOOTH,
     SURROGATES,
+    assert_all_same_bits,
     assert_gradients,
     assert_same_bits,
+    assert_same_bits_or_nan,
+    assert_sums,
+    channels_last,
     flat,
     name,
     neuron,
     one_line,
+    parameters,
     randn,
     run_lif,
     vector_width,
@@ -30,12 +37,13 @@ from torch import Tensor
 
 from esvae_kernels import lif, use_backend
 from esvae_kernels.layout import is_channels_last
+from esvae_kernels.native import SERIAL_BELOW
 from esvae_kernels.ops.lif import reference
-from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough, Surrogate
+from esvae_kernels.ops.lif.reference import PARAMETERS, RESETS
+from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough, Surrogate
 
 OPTIONS = {"decay": 0.3, "threshold": 0.5}
 RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
-RESETS = ["hard", "soft"]
 WEIGHTS = [0.5, -1.0, 2.0, 0.3]
 ops = torch.ops.esvae_kernels
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -58,8 +66,12 @@ def readout_of(kind: str | None, steps: int) -> str | Tensor | None:
         ("hard", True, [0, 1, 0], 1.0),
         ("soft", False, [1, 0, 1], 0.625),
         ("soft", True, [0, 1, 1], 0.375),
+        ("none", False, [1, 1, 1], 1.875),
+        ("none", True, [0, 1, 1], 1.875),
+        ("delayed", False, [1, 0, 1], 1.375),
+        ("delayed", True, [0, 1, 0], 0.875),
     ],
-    ids=["hard", "hard-strict", "soft", "soft-strict"],
+    ids=[f"{reset}{strict}" for reset in RESETS for strict in ("", "-strict")],
 )
 @on_both
 def test_a_trace_computed_by_hand(backend: str, reset: str, strict: bool, spikes: list[int], last: float) -> None:
@@ -71,6 +83,64 @@ def test_a_trace_computed_by_hand(backend: str, reset: str, strict: bool, spikes
     assert lif(x, v, readout="rate", **options)[0].item() == torch.tensor(sum(spikes)).div(3).item()
     weighted = spikes[0] * 0.5 + spikes[1] * 0.25 + spikes[2] * 2
     assert lif(x, v, readout=[0.5, 0.25, 2.0], **options)[0].item() == weighted
+
+
+@on_both
+def test_the_delayed_reset_by_hand(backend: str) -> None:
+    """snnTorch's subtraction: one step late, and the leak takes nothing of it; also after a v that is above."""
+    x, options = torch.full((5, 1), 0.8, dtype=torch.float64), {"decay": 0.5, "threshold": 1, "strict": True}
+    spikes, last, m = lif(x, reset="delayed", record="membrane", **options)
+    assert m.flatten().tolist() == pytest.approx([0.8, 1.2, 0.4, 1.0, 1.3])
+    assert spikes.flatten().tolist() == [0, 1, 0, 0, 1]
+    assert last.item() == m[-1].item()
+    v = torch.tensor([1.5, 1.0], dtype=torch.float64)  # above, and at the threshold
+    for strict, expected in ((True, [0.0, 0.75]), (False, [0.0, -0.25])):
+        (m,) = lif(
+            x[:1, 0].expand(1, 2) * 0.3125, v, reset="delayed", record="membrane", **options | {"strict": strict}
+        )[2]
+        assert m.tolist() == expected
+
+
+@on_both
+def test_recorded_potentials_are_those_before_the_reset(backend: str) -> None:
+    x, v = torch.tensor([[0.25], [0.25], [0.5]]), torch.tensor([0.5])
+    options = {"decay": 0.5, "gain": 2, "rest": 0.25, "threshold": 1, "v_reset": -0.5, "record": "membrane"}
+    traces = {
+        "hard": [1.0, 0.5, 1.5],
+        "soft": [1.0, 0.75, 1.625],
+        "none": [1.0, 1.25, 1.875],
+        "delayed": [1.0, 0.25, 1.375],
+    }
+    for reset, expected in traces.items():
+        assert lif(x, v, reset=reset, **options)[2].flatten().tolist() == expected
+        assert lif(x, v, reset=reset, readout="rate", **options)[2].flatten().tolist() == expected
+    one = {k: torch.tensor([float(options[k])]) for k in ("decay", "gain", "rest", "v_reset")}
+    assert lif(x, v, **(options | one))[2].flatten().tolist() == traces["hard"]
+
+
+@pytest.mark.parametrize("mechanism", ["subtract", "zero"])
+def test_equals_snntorch(mechanism: str) -> None:
+    """Leaky's default, and its reset to zero: spikes and potentials in every bit, the gradients of what it learns."""
+    snntorch = pytest.importorskip("snntorch")
+    x, steps, channels = randn(25, 7, 5).mul_(2).requires_grad_(), 25, 5
+    beta, threshold = (parameters(channels)[key].requires_grad_() for key in ("decay", "threshold"))
+    theirs = snntorch.Leaky(beta, threshold, learn_beta=True, learn_threshold=True, reset_mechanism=mechanism)
+    spikes, membrane, mem = [], [], theirs.reset_mem()
+    for t in range(steps):
+        s, mem = theirs(x[t], mem)
+        spikes.append(s), membrane.append(mem)
+    reset = {"subtract": "delayed", "zero": "hard"}[mechanism]
+    options = {"reset": reset, "strict": True, "detach_reset": True, "record": "membrane"}
+    s, _, m = lif(x, decay=beta, threshold=threshold, **options)
+    assert_same_bits(s, torch.stack(spikes))
+    assert_same_bits(m, torch.stack(membrane))
+    assert s.mean() > 0.1
+    cotangents = [randn(*s.shape, seed=1), randn(*m.shape, seed=2)]
+    actual = torch.autograd.grad((s, m), (x, beta, threshold), cotangents)
+    stacked = torch.stack(spikes), torch.stack(membrane)
+    expected = torch.autograd.grad(stacked, (x, theirs.beta, theirs.threshold), cotangents)
+    assert_gradients(actual[:1], expected[:1])
+    assert_sums(actual[1:], expected[1:], x.numel(), torch.float32)
 
 
 @on_both
@@ -92,7 +162,11 @@ SHAPES = list(itertools.product((1, 7, 16, 17, 63), (1, 1023, 4097), DTYPES.item
     ids=[f"T{t}-N{n}-{key}-{r}" for t, n, (key, _), r in SHAPES],
 )
 def test_equals_the_reference(index: int, steps: int, n: int, dtype: torch.dtype, reset: str) -> None:
-    options = RICH | {"reset": reset, "decay": (0.25, 0.3, 0.9)[index % 3], "surrogate": SURROGATES[index // 2 % 4]}
+    options = RICH | {
+        "reset": reset,
+        "decay": (0.25, 0.3, 0.9)[index % 3],
+        "surrogate": SURROGATES[index // 3 % len(SURROGATES)],
+    }
     check_equal(randn(steps, n, seed=index, dtype=dtype), randn(n, seed=index + 1), **options)
 
 
@@ -114,7 +188,7 @@ def test_options_equal_the_reference(index: int, choice: tuple) -> None:
         "strict": bool(strict),
         "detach_reset": bool(detach),
         "readout": readout_of(readout, steps),
-        "surrogate": SURROGATES[index % 4],
+        "surrogate": SURROGATES[index % len(SURROGATES)],
         "steps": steps if constant else None,
     }
     for dtype in DTYPES.values():
@@ -122,31 +196,36 @@ def test_options_equal_the_reference(index: int, choice: tuple) -> None:
         check_equal(x, randn(n, seed=1) if state else None, **options)
 
 
-def check_equal(x: Tensor, v: Tensor | None, **options) -> None:
-    """Spikes and v equal in every bit, on every vector width; gradients within their tolerance."""
-    v = None if v is None else v.to(reference.state_dtype(x.dtype))
-    expected = run_lif("reference", x, v, **options)
-    for isa in ISAS:
+def check_equal(x: Tensor, v: Tensor | None, isas: list[str] = ISAS, **options) -> None:
+    """Outputs equal in every bit, on every vector width; gradients within their tolerance."""
+    state = reference.state_dtype(x.dtype)
+    v = None if v is None else v.to(state)
+    *outputs, gradients = run_lif("reference", x, v, **options)
+    own = 1 if v is None else 2
+    for isa in isas:
         with vector_width(isa):
-            spikes, last, gradients = run_lif("cpu", x, v, **options)
-        assert_same_bits(spikes, expected[0])
-        assert_same_bits(last, expected[1])
-        assert_gradients(gradients, expected[2])
+            *actual, found = run_lif("cpu", x, v, **options)
+        assert_all_same_bits(actual, outputs)
+        assert_gradients(found[:own], gradients[:own])
+        assert_sums(found[own:], gradients[own:], x.numel() * (options.get("steps") or 1), state)
 
 
-def near_threshold(decay: float, gain: float, rest: float, reset: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (8, 4097) and v whose every second membrane potential is the threshold or a neighbour of it."""
-    threshold, numbers = torch.tensor(0.2, dtype=dtype), {"decay": decay, "gain": gain, "rest": rest, "threshold": 0.2}
-    targets = torch.stack(
-        [threshold, *(torch.nextafter(threshold, torch.tensor(side * 1.0, dtype=dtype)) for side in (-1, 1))]
-    )
-    x, start = randn(8, 4097, seed=1, dtype=dtype), randn(4097, seed=2, dtype=dtype)
-    v, p = start, neuron(steps=1, reset=reset, **numbers)
-    for t in range(8):
+def near_threshold(shape: tuple[int, ...], dtype: torch.dtype, **options) -> tuple[Tensor, Tensor]:
+    """x (T, N, *) and v, of which every second membrane potential is the threshold or a neighbour of it."""
+    values = {"gain": 1.0, "rest": 0.0} | options
+    decay, gain, rest, threshold = (torch.as_tensor(values[k], dtype=dtype) for k in PARAMETERS[:4])
+    targets = torch.stack([threshold, *(torch.nextafter(threshold, threshold + side) for side in (-1, 1))])
+    x, start = randn(*shape, seed=1, dtype=dtype), randn(*shape[1:], seed=2, dtype=dtype)
+    v = start
+    for t in range(len(x)):
         if t % 2 == 0:
-            target = targets[torch.randint(3, (4097,), generator=torch.Generator().manual_seed(t))]
-            x[t] = ((target.double() - rest - (decay * v).double()) / gain).to(dtype)
-        _, v = reference.lif(x[t : t + 1], v, None, p)
+            pick = torch.randint(3, shape[1:], generator=torch.Generator().manual_seed(t))
+            target = targets.movedim(0, -1).expand(*shape[1:], 3).gather(-1, pick[..., None])[..., 0]
+            if options.get("reset") == "delayed":
+                target = target + threshold * (v > threshold if options.get("strict") else v >= threshold)
+            x[t] = ((target.double() - rest.double() - (decay * v).double()) / gain.double()).to(dtype)
+        with use_backend("reference"):
+            _, v = lif(x[t : t + 1], v, **options)
     return x, start
 
 
@@ -157,16 +236,15 @@ def near_threshold(decay: float, gain: float, rest: float, reset: str, dtype: to
 def test_one_unit_in_the_last_place_of_the_threshold(
     decay: float, gain: float, rest: float, dtype: torch.dtype, reset: str
 ) -> None:
-    x, v = near_threshold(decay, gain, rest, reset, dtype)
     for strict in (False, True):
         options = {"decay": decay, "gain": gain, "rest": rest, "threshold": 0.2, "reset": reset, "strict": strict}
-        check_equal(x, v, **options)
+        check_equal(*near_threshold((8, 1031), dtype, **options), **options)
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.9])
 def test_a_fused_multiply_add_would_show(decay: float) -> None:
     """The inputs of the test above have teeth: contraction, or the other comparison, flips spikes."""
-    x, v = near_threshold(decay, 1.0, 0.0, "hard", torch.float32)
+    x, v = near_threshold((8, 4097), torch.float32, decay=decay, threshold=0.2)
     threshold = torch.tensor(0.2)
     fused = (torch.tensor(decay).double() * v.double() + x[0].double()).float()  # rounded once
     spikes, _ = lif(x[:1], v, decay=decay, threshold=0.2)
@@ -178,19 +256,26 @@ def test_a_fused_multiply_add_would_show(decay: float) -> None:
 @on_isas
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
 def test_vector_widths_agree_bit_for_bit(isa: str, surrogate: Surrogate) -> None:
-    for dtype in DTYPES.values():
-        x, v = randn(19, 1031, dtype=dtype), randn(1031, seed=1, dtype=reference.state_dtype(dtype))
-        here = flat(run_lif("cpu", x, v, surrogate=surrogate, **RICH))
+    for dtype, reset in itertools.product(DTYPES.values(), RESETS):
+        x, v = randn(19, 11, 103, dtype=dtype), randn(11, 103, seed=1, dtype=reference.state_dtype(dtype))
+        learnt = parameters(103) if reset in ("hard", "delayed") else {}
+        options = RICH | learnt | {"surrogate": surrogate, "reset": reset, "record": "membrane"}
+        if surrogate.smooth:  # smooth spikes of any height feed back: small inputs keep them bounded
+            x, v = x / 10, v / 10
+        here = flat(run_lif("cpu", x, v, **options))
         with vector_width("baseline"):
-            there = flat(run_lif("cpu", x, v, surrogate=surrogate, **RICH))
-        for a, b in zip(here, there, strict=True):
-            assert_same_bits(a, b)
+            there = flat(run_lif("cpu", x, v, **options))
+        assert_all_same_bits(here, there)
 
 
 @pytest.mark.parametrize(("steps", "dtype"), [(3, torch.float32), (6, torch.bfloat16)], ids=["f32", "bf16"])
 def test_tensors_beyond_the_cache(steps: int, dtype: torch.dtype) -> None:
     """More than 8 MiB a tensor, at an odd width: the stores that bypass the cache, unaligned rows."""
-    check_equal(randn(steps, 700_001, dtype=dtype), None, **RICH)
+    x = randn(steps, 700_001, dtype=dtype)
+    check_equal(x, None, **RICH)
+    with use_backend("reference"):
+        expected = lif(x, record="membrane", dtype=torch.float16, **RICH)
+    assert_all_same_bits(lif(x, record="membrane", dtype=torch.float16, **RICH), expected)
 
 
 @on_both
@@ -200,6 +285,211 @@ def test_infinities_and_nan(backend: str) -> None:
     assert spikes.tolist() == [[1, 0, 0, 0]] * 2
     assert v[:2].tolist() == [float("inf"), -float("inf")]
     assert v[2].isnan()
+
+
+# ------------------------------------------------------------- parameters per channel, weights, record, dtypes
+
+CHANNELS = {  # (T, N, C, *): one block and more, more channels than a block has neurons, more neurons than a block
+    "T5-N3-C1": (5, 3, 1),
+    "T18-N5-C3": (18, 5, 3),
+    "T17-N201-C7": (17, 201, 7),
+    "T5-N40-C130": (5, 40, 130),
+    "T3-N11-C3001": (3, 11, 3001),
+    "T3-N1-C2-L5": (3, 1, 2, 5),
+    "T17-N1-C130-L9": (17, 1, 130, 9),
+    "T3-N20-C7-L5": (3, 20, 7, 5),
+    "T2-N2-C3-61x67": (2, 2, 3, 61, 67),
+    "T3-N5-C7-11x13": (3, 5, 7, 11, 13),
+    "T2-N3-C1-50x51": (2, 3, 1, 50, 51),
+    "T2-N1-C2500-2x7": (2, 1, 2500, 2, 7),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("case", CHANNELS)
+def test_parameters_per_channel_equal_the_reference(case: str, layout: str, reset: str) -> None:
+    shape = CHANNELS[case]
+    for index, dtype in enumerate((torch.float32, torch.float64, torch.bfloat16)):
+        x, v = randn(*shape, seed=index, dtype=dtype), randn(*shape[1:], seed=9)
+        x = channels_last(x) if layout == "channels-last" else x
+        options = {"reset": reset, "detach_reset": index == 1, "strict": index == 2, "record": "membrane"}
+        surrogate = SURROGATES[(list(CHANNELS).index(case) + 3 * index) % len(SURROGATES)]
+        check_equal(x, v, surrogate=surrogate, **parameters(shape[2]), **options)
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("count", [1, 5], ids=["one", "per-channel"])
+@pytest.mark.parametrize("argument", [*PARAMETERS, "gain-rest"])
+def test_some_parameters_are_tensors(argument: str, count: int, reset: str) -> None:
+    """The others stay numbers; each tensor has a dtype of its own."""
+    for index, (detach, constant) in enumerate(itertools.product((False, True), repeat=2)):
+        x, v = randn(*(18, 7, 5, 3)[constant:], seed=index), randn(7, 5, 3, seed=9)
+        dtypes = list(DTYPES.values())[index:] * 2
+        learnt = {k: parameters(count)[k].to(dtype) for k, dtype in zip(argument.split("-"), dtypes, strict=False)}
+        options = RICH | learnt | {"reset": reset, "detach_reset": detach, "steps": 18 if constant else None}
+        check_equal(x, v, **options)
+
+
+@on_both
+def test_a_tensor_is_its_number(backend: str) -> None:
+    """Numbers, tensors of no axis, of one element and of the same one for each channel."""
+    x, v = randn(20, 4, 3), randn(4, 3, seed=1)
+    expected = lif(x, v, record="membrane", **RICH)
+    for shape in ((), (1,), (3,)):
+        learnt = {key: torch.full(shape, value) for key, value in RICH.items()}
+        assert_all_same_bits(lif(x, v, record="membrane", **learnt), expected)
+    shared = torch.tensor([RICH["decay"], 0.0])[:1].expand(3)
+    strided = torch.stack([torch.full((3,), RICH["rest"]), torch.zeros(3)], -1)[:, 0]
+    assert_all_same_bits(lif(x, v, record="membrane", **RICH | {"decay": shared, "rest": strided}), expected)
+
+
+@on_both
+@pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
+def test_gradient_of_one_parameter_alone(backend: str, argument: str) -> None:
+    """The same as among all of them, with x and v without one."""
+    x, v = randn(20, 4, 3), randn(4, 3, seed=1)
+    options = parameters(3) | {"readout": randn(20, seed=2)}
+    every = run_lif(backend, x, v, **options)[-1][2 + list(options).index(argument)]
+    leaf = options[argument].clone().requires_grad_()
+    outputs = lif(x, v, **(options | {argument: leaf}))
+    cotangents = [randn(*o.shape, seed=7 + i) for i, o in enumerate(outputs)]
+    torch.autograd.backward(outputs, cotangents)
+    assert_same_bits(leaf.grad, every)
+    assert every.count_nonzero() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+def test_recorded_potentials_have_a_gradient(reset: str, readout: str | None, dtype: torch.dtype) -> None:
+    """Through each output alone, and through all; together they are the sum."""
+    x, v = randn(19, 4, 3, dtype=dtype), randn(4, 3, seed=1, dtype=reference.state_dtype(dtype))
+    options = parameters(3) | {"reset": reset, "record": "membrane", "readout": readout_of(readout, 19)}
+    check_equal(x, v, **options)
+    gradients = []
+    for backend, output in itertools.product(BACKENDS, range(3)):
+        leaves = [t.clone().requires_grad_() for t in (x, v, options["decay"], options["threshold"])]
+        with use_backend(backend):
+            out = lif(*leaves[:2], **(options | {"decay": leaves[2], "threshold": leaves[3]}))[output]
+            gradients.append(torch.autograd.grad(out, leaves, randn(*out.shape, seed=7 + output, dtype=out.dtype)))
+    for expected, actual in zip(gradients[:3], gradients[3:], strict=True):
+        assert_gradients(actual[:2], expected[:2])
+        assert_sums(actual[2:], expected[2:], x.numel(), v.dtype)
+        assert all(g.count_nonzero() > 0 for g in actual[:3])
+    if dtype == torch.float64:
+        *_, whole = run_lif("cpu", x, v, **options)
+        assert_gradients([sum(g[0] for g in gradients[3:])], whole[:1])
+
+
+@on_both
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("out", [*DTYPES.values(), torch.uint8], ids=[*DTYPES, "u8"])
+def test_dtype_of_the_spikes(backend: str, out: torch.dtype, dtype: torch.dtype) -> None:
+    """The gradient arrives in the spikes' dtype, and leaves in x's."""
+    x = randn(20, 1031, dtype=dtype)
+    expected, last = lif(x, **RICH)
+    with torch.no_grad():
+        spikes, v = lif(x.clone().requires_grad_(), dtype=out, **RICH)
+    assert_same_bits(spikes, expected.to(out))
+    assert_same_bits(v, last)
+    if out == torch.uint8:
+        return
+    if backend == "cpu":
+        check_equal(x, None, dtype=out, **RICH)
+        check_equal(x, None, dtype=out, readout=randn(20, seed=1), record="membrane", **RICH)
+    leaf = x.clone().requires_grad_()
+    spikes, _ = lif(leaf, dtype=out, **RICH)
+    (dx,) = torch.autograd.grad(spikes, leaf, torch.ones_like(spikes))
+    assert (spikes.dtype, dx.dtype) == (out, dtype)
+    assert_gradients([dx], torch.autograd.grad(lif(leaf, **RICH)[0].sum(), leaf))
+
+
+# --------------------------------------------------------------------------------------------- properties
+
+properties = settings(
+    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+seeds = st.integers(0, 2**31)
+
+
+@st.composite
+def strided(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, channel: int) -> Tensor:
+    """Random numbers of any shape and strides."""
+    x = randn(*shape, seed=draw(seeds), dtype=dtype)
+    kind = draw(st.sampled_from(["contiguous", "permuted", "sliced", "expanded", "channels-last"]))
+    if kind == "permuted":
+        order = draw(st.permutations(range(x.dim())))
+        return x.permute(order).contiguous().permute(torch.tensor(order).argsort().tolist())
+    if kind == "sliced":
+        return torch.stack([x, x + 1], -1).repeat_interleave(2, 0)[::2, ..., 0]
+    if kind == "expanded":
+        axis = draw(st.integers(0, x.dim() - 1))
+        return x.narrow(axis, 0, min(1, shape[axis])).expand(shape)
+    return channels_last(x, channel) if kind == "channels-last" and x.dim() > channel else x
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict:
+    """Arguments of `lif`."""
+    dtype, constant = draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
+    steps, inner = draw(st.integers(1, 35)), tuple(draw(st.lists(st.integers(0, 7), min_size=1, max_size=4)))
+    x = draw(strided(inner if constant else (steps, *inner), dtype, 1 if constant else 2))
+    call = {"x": x, "steps": steps if constant else None, "reset": draw(st.sampled_from(RESETS))}
+    call["v"] = draw(st.none() | strided(inner, reference.state_dtype(dtype), 1))
+    channels = inner[1] if len(inner) > 1 else 1
+    for key, number in RICH.items():
+        kind = draw(st.sampled_from(["number", "one", "per-channel"]))
+        count, parameter = 1 if kind == "one" else channels, draw(st.sampled_from(list(DTYPES.values())))
+        call[key] = number if kind == "number" else parameters(count, draw(seeds), parameter)[key]
+    call |= {key: draw(st.booleans()) for key in ("strict", "detach_reset")}
+    call["surrogate"] = draw(st.sampled_from(SURROGATES))
+    call["readout"] = readout_of(draw(st.sampled_from([None, "rate", "weights"])), steps)
+    call["record"] = draw(st.sampled_from([None, "membrane"]))
+    call["dtype"] = draw(st.sampled_from([None, *DTYPES.values()]))
+    return call
+
+
+@properties
+@given(calls(), st.sampled_from(ISAS))
+def test_any_call_equals_the_reference(call: dict, isa: str) -> None:
+    check_equal(isas=[isa], **call)
+
+
+@properties
+@given(
+    st.sampled_from([torch.float32, torch.float64]), st.sampled_from(RESETS), st.booleans(), st.integers(1, 40), seeds
+)
+def test_thresholds_per_channel_are_met_to_the_last_place(
+    dtype: torch.dtype, reset: str, strict: bool, channels: int, seed: int
+) -> None:
+    options = {"reset": reset, "strict": strict, **parameters(channels, seed, dtype)}
+    x, v = near_threshold((4, 20, channels), dtype, **options)
+    options["record"] = "membrane"
+    check_equal(x, v, **options)
+    m = lif(x, v, **options)[2]
+    apart = (m[::2].double() - options["threshold"].double()).abs()
+    assert (apart < 4 * torch.finfo(dtype).eps).double().mean() > 0.5
+    assert 0 < lif(x, v, **options)[0][::2].mean() < 1
+
+
+@properties
+@given(st.data(), st.sampled_from(RESETS), st.sampled_from(list(DTYPES.values())), st.booleans(), st.booleans())
+def test_infinities_and_nan_anywhere(
+    data: st.DataObject, reset: str, dtype: torch.dtype, strict: bool, learnt: bool
+) -> None:
+    x, v = randn(18, 5, 7, dtype=dtype), randn(5, 7, seed=1, dtype=reference.state_dtype(dtype))
+    places = st.lists(st.tuples(st.integers(0, 34), st.sampled_from([float("nan"), float("inf"), -float("inf")])))
+    for tensor in (*x.unbind(0)[::4], v):
+        for place, value in data.draw(places):
+            tensor.view(-1)[place] = value
+    options = RICH | (parameters(7) if learnt else {}) | {"reset": reset, "strict": strict, "record": "membrane"}
+    with use_backend("reference"):
+        expected = lif(x, v, **options)
+    for isa in ISAS:
+        with vector_width(isa):
+            for a, e in zip(lif(x, v, **options), expected, strict=True):
+                assert_same_bits_or_nan(a, e)
 
 
 # ------------------------------------------------------------------------------------------------ half precision
@@ -244,67 +534,103 @@ def test_every_half_is_written_as_torch_writes_it(isa: str, dtype: torch.dtype) 
 # ----------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
+def by_definition(
+    x: Tensor, v: Tensor, learnt: dict[str, Tensor], weights: Tensor | None, **options
+) -> tuple[Tensor, ...]:
+    """The differentiable reference itself, all of whose parameters are per channel."""
+    p = neuron(readout=None if weights is None else "weights", **(RICH | options))
+    return tuple(o for o in reference.lif(x, v, torch.stack(list(learnt.values())), weights, p) if o is not None)
+
+
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
-def test_backward_is_the_derivative_of_the_forward(surrogate: Surrogate, readout: str | None) -> None:
-    """Autograd of the differentiable reference, against its hand-written backward and against both backends."""
-    steps, n = 20, 37
-    weights = randn(steps, seed=3, dtype=torch.float64) if readout == "weights" else None
-    public = weights if readout == "weights" else readout
-    for reset, detach, constant in itertools.product(RESETS, (False, True), (False, True)):
-        options = RICH | {"reset": reset, "detach_reset": detach, "surrogate": surrogate}
-        p = neuron(steps=steps, constant=constant, readout=readout, **options)
-        x = randn(*(n,) if constant else (steps, n), dtype=torch.float64)
-        v = randn(n, seed=1, dtype=torch.float64)
+@pytest.mark.parametrize("reset", RESETS)
+def test_backward_is_the_derivative_of_the_forward(reset: str, surrogate: Surrogate) -> None:
+    """Autograd of the differentiable reference, against both backends, for everything that has a gradient."""
+    steps, shape = 20, (3, 4, 2)
+    for detach, constant, weighted in itertools.product((False, True), repeat=3):
+        x = randn(*shape if constant else (steps, *shape), dtype=torch.float64)
+        v = randn(*shape, seed=1, dtype=torch.float64)
         if surrogate.smooth:  # smooth spikes of any height feed back: small positive inputs keep them bounded
             x, v = x.abs() / 10, v.abs() / 10
-        x.requires_grad_(), v.requires_grad_()
-        out, last = reference.lif(x, v, weights, p)
-        dout, dv = (randn(*o.shape, seed=7 + i, dtype=torch.float64) for i, o in enumerate((out, last)))
-        expected = torch.autograd.grad((out, last), (x, v), (dout, dv))
-        with torch.no_grad():
-            assert_gradients(reference.lif_backward(x, v, weights, dout, dv, p), expected)
-        options |= {"readout": public, "steps": steps if constant else None}
+        learnt = parameters(4, dtype=torch.float64)
+        weights = randn(steps, seed=3, dtype=torch.float64) if weighted else None
+        options = {"reset": reset, "detach_reset": detach, "surrogate": surrogate}
+        wanted = [t.requires_grad_() for t in (x, v, *learnt.values(), weights) if t is not None]
+        raw = {"steps": steps, "constant": constant, "record": True, "dtype": torch.float64}
+        outputs = by_definition(x, v, learnt, weights, **raw, **options)
+        cotangents = [randn(*o.shape, seed=7 + i, dtype=torch.float64) for i, o in enumerate(outputs)]
+        expected = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True)
+        options |= {"record": "membrane", "steps": steps if constant else None, **learnt, "readout": weights}
         for backend in BACKENDS:
-            assert_gradients(run_lif(backend, x, v, **options)[2], expected)
+            actual = run_lif(backend, x, v, **options)[-1]
+            assert_gradients(actual[:2], expected[:2])
+            assert_sums(actual[2:], expected[2:], 20 * 24)
+
+
+def small(constant: bool, steps: int, readout: str | None) -> tuple[list[str], list[Tensor]]:
+    """Inputs of a numerical derivative: x, v, the five parameters and weights, fp64, of two channels.
+
+    Smooth spikes of any height feed back: small positive inputs keep them bounded."""
+    values = {"x": randn(*(1, 2) if constant else (steps, 1, 2), dtype=torch.float64).abs() / 5}
+    values |= {"v": randn(1, 2, seed=1, dtype=torch.float64).abs() / 5} | parameters(2, seed=2, dtype=torch.float64)
+    if readout == "weights":
+        values["readout"] = randn(steps, seed=3, dtype=torch.float64)
+    return list(values), [value.requires_grad_() for value in values.values()]
 
 
 @on_both
-@pytest.mark.parametrize("constant", ["sequence", "constant"])
+@pytest.mark.parametrize("record", [None, "membrane"], ids=["", "record"])
 @pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("surrogate", SMOOTH, ids=name)
-def test_gradcheck_through_time(
-    backend: str, surrogate: Surrogate, reset: str, readout: str | None, constant: str
-) -> None:
-    steps = 3
-    x = randn(*(2,) if constant == "constant" else (steps, 2), dtype=torch.float64).requires_grad_()
-    v = randn(2, seed=1, dtype=torch.float64).requires_grad_()
-    options = RICH | {"reset": reset, "surrogate": surrogate, "steps": steps if constant == "constant" else None}
-    options["readout"] = WEIGHTS[:steps] if readout == "weights" else readout
+def test_gradcheck_through_time(backend: str, reset: str, readout: str | None, record: str | None) -> None:
+    """Over x, v, all parameters and weights; over chunk borders too (`fast_mode`: in a random direction)."""
+    torch.manual_seed(0)
+    for index, surrogate in enumerate(SMOOTH):
+        constant, steps = index % 3 == 0, 3 if index % 2 else 18
+        names, inputs = small(constant, steps, readout)
+        options = {"reset": reset, "surrogate": surrogate, "record": record, "steps": steps if constant else None}
+        options |= {"readout": "rate"} if readout == "rate" else {}
 
-    def spikes_and_potential(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return lif(x, v, **options)
+        def outputs(*values: Tensor, names: list[str] = names, options: dict = options) -> tuple[Tensor, ...]:
+            return lif(**dict(zip(names, values, strict=True)), **options)
 
-    assert torch.autograd.gradcheck(spikes_and_potential, (x, v))
-    if backend == "cpu":  # the second derivative is the reference's on both
-        assert torch.autograd.gradgradcheck(spikes_and_potential, (x, v))
+        assert torch.autograd.gradcheck(outputs, inputs, fast_mode=steps > 3)
+
+
+@pytest.mark.parametrize("readout", [None, "weights"], ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+def test_gradgradcheck_through_time(reset: str, readout: str | None) -> None:
+    names, inputs = small(False, 3, readout)
+    options = {"reset": reset, "surrogate": SMOOTH[2], "record": "membrane"}
+    torch.manual_seed(0)
+    assert torch.autograd.gradgradcheck(
+        lambda *values: lif(**dict(zip(names, values, strict=True)), **options), inputs, fast_mode=True
+    )
 
 
 @on_both
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
 @pytest.mark.parametrize("reset", RESETS)
 def test_second_derivatives_of_real_spikes(backend: str, reset: str, surrogate: Surrogate) -> None:
-    options = RICH | {"reset": reset, "surrogate": surrogate}
-    x = randn(18, 5, dtype=torch.float64).requires_grad_()
-    v = randn(5, seed=1, dtype=torch.float64).requires_grad_()
+    options = {"reset": reset, "surrogate": surrogate}
+    x = randn(18, 5, 2, dtype=torch.float64).requires_grad_()
+    v = randn(5, 2, seed=1, dtype=torch.float64).requires_grad_()
+    learnt = {k: p.requires_grad_() for k, p in parameters(2, dtype=torch.float64).items()}
+    weights = randn(18, seed=3, dtype=torch.float64).requires_grad_()
+    wanted = (x, v, *learnt.values(), weights)
 
-    def twice(spikes: Tensor, last: Tensor) -> tuple[Tensor, ...]:
-        loss = (spikes * randn(18, 5, seed=2, dtype=torch.float64)).sum() + last.square().sum()
-        first = torch.autograd.grad(loss, (x, v), create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, v))
+    def twice(readout: Tensor, last: Tensor, membrane: Tensor) -> tuple[Tensor, ...]:
+        loss = (
+            (readout * randn(5, 2, seed=2, dtype=torch.float64)).sum() + last.square().sum() + membrane.square().mean()
+        )
+        first = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True)
+        penalty = sum(g.square().sum() for g in first)
+        return torch.autograd.grad(penalty, wanted, allow_unused=True, materialize_grads=True)
 
-    assert_gradients(twice(*lif(x, v, **options)), twice(*reference.lif(x, v, None, neuron(steps=18, **options))))
+    actual = twice(*lif(x, v, **learnt, readout=weights, record="membrane", **options))
+    expected = twice(*by_definition(x, v, learnt, weights, steps=18, record=True, dtype=torch.float64, **options))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12 * max(1, e.abs().max().item()))
 
 
 @on_both
@@ -315,8 +641,8 @@ def test_gradient_through_one_output_alone(backend: str, output: int) -> None:
         inputs = (x if steps is None else x[0].detach().requires_grad_(), v)
         out = lif(*inputs, readout=readout, steps=steps, **RICH)[output]
         weights = None if readout is None else readout
-        p = neuron(steps=20, constant=steps is not None, readout=weights, **RICH)
-        expected = reference.lif(*inputs, None, p)[output]
+        p = neuron(steps=20, constant=steps is not None, readout=weights, dtype=torch.float64, **RICH)
+        expected = reference.lif(*inputs, None, None, p)[output]
         assert_gradients(
             torch.autograd.grad(out.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs)
         )
@@ -352,7 +678,7 @@ def test_a_thousand_steps(backend: str) -> None:
     x, v = randn(1000, 33, dtype=torch.float64), randn(33, seed=1, dtype=torch.float64)
     spikes, last, gradients = run_lif(backend, x, v, **RICH)
     x, v = x.requires_grad_(), v.requires_grad_()
-    expected = reference.lif(x, v, None, neuron(steps=1000, surrogate=ATan(), **RICH))
+    expected = reference.lif(x, v, None, None, neuron(steps=1000, dtype=torch.float64, **RICH))[:2]
     assert_same_bits(spikes, expected[0])
     assert_same_bits(last, expected[1])
     cotangents = [randn(*o.shape, seed=7 + i, dtype=torch.float64) for i, o in enumerate(expected)]
@@ -401,6 +727,11 @@ def test_saved_bytes(steps: int, dtype: torch.dtype) -> None:
     potentials = (steps // 16 - 1) * n * 4
     assert saved(lambda: lif(x, **OPTIONS)) == x.nbytes + potentials
     assert saved(lambda: lif(x, readout="rate", **OPTIONS)) == x.nbytes + potentials
+    assert saved(lambda: lif(x, record="membrane", **OPTIONS)) == x.nbytes + potentials
+    weights = torch.ones(steps, dtype=torch.float64)
+    assert saved(lambda: lif(x, readout=weights, **OPTIONS)) == x.nbytes + potentials + weights.nbytes
+    learnt = OPTIONS | {"decay": torch.tensor([0.5]).requires_grad_()}
+    assert saved(lambda: lif(x, record="membrane", **learnt)) == x.nbytes + potentials + 5 * 4
     row = x[0].detach().requires_grad_()
     assert saved(lambda: lif(row, steps=steps, **OPTIONS)) == row.nbytes + potentials
 
@@ -414,6 +745,24 @@ def test_beyond_two_to_the_31_elements() -> None:
     expected, expected_last = lif(x[-1000:], steps=steps, decay=0.9, threshold=2.0)
     assert_same_bits(spikes[:, -1000:], expected)
     assert_same_bits(last[-1000:], expected_last)
+
+
+@pytest.mark.slow
+def test_gradients_beyond_two_to_the_31_elements() -> None:
+    """A real (T, N) tensor of 4 GiB, which repeats one of 4099 columns: so must all that comes out of it."""
+    steps, columns, copies = 64, 4099, 8192
+    few = randn(steps, columns, dtype=torch.bfloat16)
+    x = few[:, None].expand(steps, copies, columns).reshape(steps, copies * columns).requires_grad_()
+    assert x.numel() > 2**31
+    options = {"decay": 0.9, "threshold": 2.0, "readout": "rate"}
+    rate, last = lif(x, **options)
+    cotangent = randn(columns, seed=1, dtype=torch.bfloat16)
+    (dx,) = torch.autograd.grad(rate, x, cotangent.expand(copies, columns).reshape(-1))
+    few.requires_grad_()
+    expected = lif(few, **options)
+    (expected_dx,) = torch.autograd.grad(expected[0], few, cotangent)
+    for actual, one in zip((rate, last, *dx), (*expected, *expected_dx), strict=True):
+        assert torch.equal(actual.view(copies, columns), one.expand(copies, columns))
 
 
 # --------------------------------------------------------------------------------------------- memory and layout
@@ -493,13 +842,16 @@ def test_channels_last_stays(
 
 
 @on_both
-@pytest.mark.parametrize("shape", [(3, 0), (40, 0), (3, 0, 2, 4, 4), (3, 2, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 0), (40, 0), (3, 0, 2, 4, 4), (3, 2, 0), (3, 2, 4, 0), (3, 2, 4, 0, 5)], ids=str)
 def test_empty(backend: str, shape: tuple[int, ...]) -> None:
     for options in ({}, {"readout": "rate"}, {"readout": [0.5] * shape[0]}):
         spikes, last, (dx, dv) = run_lif(backend, torch.zeros(shape), torch.zeros(shape[1:]), **OPTIONS, **options)
         assert spikes.shape == (shape if not options else shape[1:])
         assert last.shape == dv.shape == shape[1:]
         assert dx.shape == shape
+    learnt = parameters(shape[2] if len(shape) > 2 else 1) | {"gain": torch.ones(1), "readout": torch.ones(shape[0])}
+    *_, gradients = run_lif(backend, torch.zeros(shape), None, **learnt, record="membrane")
+    assert [g.tolist() for g in gradients[1:]] == [[0.0] * value.numel() for value in learnt.values()]
     x = torch.zeros(shape[1:]).requires_grad_()
     spikes, _ = lif(x, steps=3, **OPTIONS)
     (first,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
@@ -516,16 +868,21 @@ def test_lazily_negated_inputs() -> None:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_deterministic_for_any_thread_count(dtype: torch.dtype) -> None:
-    x, v = randn(16, 4097, dtype=dtype), randn(4097, seed=1, dtype=reference.state_dtype(dtype))
+def test_deterministic_for_any_thread_count(dtype: torch.dtype, layout: str) -> None:
+    """Also the sums over a batch, of parameters of another dtype."""
+    x, v = randn(17, 23, 33, 11, dtype=dtype), randn(23, 33, 11, seed=1, dtype=reference.state_dtype(dtype))
+    x = channels_last(x) if layout == "channels-last" else x
+    assert x.numel() > 2 * SERIAL_BELOW
+    options = parameters(33, dtype=torch.float64) | {"decay": torch.tensor([0.9], dtype=torch.bfloat16)}
+    options |= {"readout": randn(17, seed=2), "record": "membrane", "reset": "delayed"}
     results = []
-    for count in (1, 1, 2):
+    for count in (1, 1, 2, 2, 3):
         torch.set_num_threads(count)
-        results.append(flat(run_lif("cpu", x, v, **RICH)))
+        results.append(flat(run_lif("cpu", x, v, **options)))
     for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(other, results[0])
 
 
 def test_two_python_threads_at_once() -> None:
@@ -579,39 +936,77 @@ def test_the_interpreter_goes_on_during_a_kernel() -> None:
 # ------------------------------------------------------------------------------- torch's machinery: ops, compile
 
 RAW = {
-    "plain": ((20, 6), "hard", None, False, True),
-    "plain-bf16": ((20, 6), "hard", None, False, True),
-    "soft-no-state": ((7, 6), "soft", None, False, False),
-    "rate": ((20, 6), "hard", "rate", False, True),
-    "weights": ((20, 6), "soft", "weights", False, True),
-    "constant": ((6,), "hard", None, True, True),
-    "channels-last": ((20, 2, 3, 4, 4), "hard", None, False, True),
-    "empty": ((20, 0), "hard", None, False, True),
-}
+    "plain": {},
+    "bf16-to-f32": {"dtype": torch.bfloat16, "out": torch.float32},
+    "uint8": {"out": torch.uint8},
+    "soft-no-state": {"shape": (7, 6), "reset": "soft", "state": False},
+    "rate": {"readout": "rate"},
+    "weights": {"readout": "weights", "reset": "soft"},
+    "constant": {"shape": (6,), "constant": True},
+    "channels-last": {"shape": (20, 2, 3, 4, 4), "channels_last": True},
+    "empty": {"shape": (20, 0)},
+    "record": {"record": True, "reset": "none"},
+    "record-rate": {"record": True, "readout": "rate", "reset": "delayed", "dtype": torch.bfloat16},
+    "parameters": {"shape": (20, 2, 3), "parameters": 3, "reset": "delayed"},
+    "affine": {"shape": (20, 2, 3, 4), "parameters": 3, "affine": True, "record": True},
+    "one-of-each": {"shape": (20, 2, 3, 4), "parameters": 1, "dtype": torch.float64},
+    "everything": {
+        "shape": (20, 2, 3, 4, 4), "channels_last": True, "parameters": 3, "readout": "weights", "record": True,
+        "reset": "delayed",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", RAW)
 def test_opcheck(case: str) -> None:
-    shape, reset, readout, constant, state = RAW[case]
-    dtype = torch.bfloat16 if case == "plain-bf16" else torch.float32
-    x = randn(*shape, dtype=dtype)
-    if case == "channels-last":
-        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
-    inner = x.shape if constant else x.shape[1:]
-    v = randn(*inner, seed=1, dtype=reference.state_dtype(dtype)) if state else None
-    weights = torch.linspace(0, 1, 20, dtype=torch.float64) if readout == "weights" else None
-    p = neuron(steps=20 if constant else shape[0], constant=constant, reset=reset, readout=readout, **RICH)
-    torch.library.opcheck(ops.lif_fwd, (x, v, weights, True, *p))
-    out, last, saved = ops.lif_fwd(x, v, weights, True, *p)
-    torch.library.opcheck(ops.lif_bwd, (x, v, saved, weights, out, last if state else None, *p))
+    c = {"shape": (20, 6), "dtype": torch.float32, "constant": False, "reset": "hard"} | RAW[case]
+    x = randn(*c["shape"], dtype=c["dtype"])
+    x = channels_last(x) if c.get("channels_last") else x
+    inner = x.shape if c["constant"] else x.shape[1:]
+    state = reference.state_dtype(x.dtype)
+    v = randn(*inner, seed=1, dtype=state) if c.get("state", True) else None
+    weights = torch.linspace(0, 1, 20, dtype=torch.float64) if c.get("readout") == "weights" else None
+    learnt = torch.stack(list(parameters(c["parameters"], dtype=state).values())) if "parameters" in c else None
+    learnt = learnt[reference.AFFINE] if c.get("affine") else learnt
+    steps = 20 if c["constant"] else len(x)
+    options = {"constant": c["constant"], "reset": c["reset"], "readout": c.get("readout"), "steps": steps}
+    p = neuron(**options, record=c.get("record", False), dtype=c.get("out", x.dtype), **RICH)
+    torch.library.opcheck(ops.lif_fwd, (x, v, learnt, weights, True, *p))
+    out, last, m, saved = ops.lif_fwd(x, v, learnt, weights, True, *p)
+    cotangents = (out if p.dtype.is_floating_point else None, last if v is not None else None, m if p.record else None)
+    bits = 0 if learnt is None else 2 ** len(learnt) - 1
+    for wanted in ((True, v is not None, weights is not None, bits), (False, False, weights is not None, bits)):
+        arguments = (x, v, learnt, weights, saved, *cotangents, None, *wanted, *p)
+        torch.library.opcheck(ops.lif_bwd, arguments)
 
 
-def train(function: Callable, x: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def train(function: Callable, x: Tensor, v: Tensor, **learnt: Tensor) -> tuple[Tensor, ...]:
     """Outputs and gradients of a (compiled) forward, with the backward outside of it."""
     x, v = x.clone().requires_grad_(), v.clone().requires_grad_()
-    spikes, last = function(x, v)
-    ((spikes * randn(*spikes.shape, seed=5)).sum() + last.square().sum()).backward()
-    return spikes.detach(), last.detach(), x.grad, v.grad
+    learnt = {key: value.clone().requires_grad_() for key, value in learnt.items()}
+    outputs = function(x, v, **learnt)
+    sum((o * randn(*o.shape, seed=5 + i)).sum() for i, o in enumerate(outputs)).backward()
+    return *(o.detach() for o in outputs), x.grad, v.grad, *(value.grad for value in learnt.values())
+
+
+@pytest.mark.parametrize("readout", [None, "weights"], ids=str)
+@pytest.mark.parametrize("kind", ["all", "affine", "one"])
+def test_compile_with_tensors(kind: str, readout: str | None) -> None:
+    torch._dynamo.reset()
+    learnt = parameters(1 if kind == "one" else 5)
+    if kind == "affine":
+        learnt = {key: learnt[key] for key in ("gain", "rest")}
+    if readout:
+        learnt["readout"] = randn(20, seed=3)
+
+    def layer(x: Tensor, v: Tensor, **learnt: Tensor) -> tuple[Tensor, ...]:
+        return lif(x, v, **(RICH | learnt), record="membrane", reset="delayed", dtype=torch.float64)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, v = randn(20, 6, 5), randn(6, 5, seed=1)
+    assert_all_same_bits(train(compiled, x, v, **learnt), train(layer, x, v, **learnt))
+    with torch.no_grad():
+        assert_all_same_bits(compiled(x, v, **learnt), layer(x, v, **learnt))
 
 
 @pytest.mark.parametrize(
@@ -745,10 +1140,49 @@ def test_vjp_and_jacobian(backend: str) -> None:
     assert_gradients([jacobian], [torch.autograd.functional.jacobian(lambda x: lif(x, v, **RICH)[1], x)])
 
 
-def test_vmap_over_readout_weights_is_refused() -> None:
-    x, p = randn(4, 6), neuron(steps=4, readout="weights", **RICH)
-    call = torch.vmap(lambda w: ops.lif_fwd(x, None, w, False, *p)[0])
-    one_line(lambda: call(torch.ones(2, 4, dtype=torch.float64)), NotImplementedError, "readout: ")
+@on_both
+@pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
+def test_vmap_over_parameters(backend: str, argument: str) -> None:
+    x = randn(20, 4, 3)
+    options = RICH | parameters(3) | {"readout": randn(20, seed=1), "record": "membrane"}
+    many = torch.stack([options[argument] * factor for factor in (0.5, 1.0, 1.1)])
+    together = torch.vmap(lambda value: lif(x, **(options | {argument: value})))(many)
+    for k in range(3):
+        assert_all_same_bits([o[k] for o in together], lif(x, **(options | {argument: many[k]})))
+
+
+@on_both
+@pytest.mark.parametrize("arguments", [("x", "decay"), ("decay", "threshold"), ("v", "gain", "readout")], ids="-".join)
+def test_gradients_per_sample(backend: str, arguments: tuple[str, ...]) -> None:
+    """Of what the samples share: x is each sample's own, parameters and weights are not."""
+    shared = parameters(3) | {"v": randn(4, 3, seed=1), "readout": randn(20, seed=2)}
+    samples = randn(5, 20, 4, 3)
+
+    def loss(x: Tensor, values: dict[str, Tensor]) -> Tensor:
+        readout, last, m = lif(**({"x": x} | shared | values), record="membrane", reset="delayed")
+        return readout.square().sum() + last.sum() + m.square().sum()
+
+    values = {key: shared[key] for key in arguments if key != "x"}
+    together = torch.vmap(torch.func.grad(loss, argnums=1), in_dims=(0, None))(samples, values)
+    for k in range(5):
+        each = {key: value.clone().requires_grad_() for key, value in values.items()}
+        expected = torch.autograd.grad(loss(samples[k], each), list(each.values()))
+        assert_gradients([together[key][k] for key in values], expected)
+
+
+@on_both
+@pytest.mark.parametrize("argument", ["v", *PARAMETERS, "readout"])
+def test_jacobian_of_every_argument(backend: str, argument: str) -> None:
+    x = randn(6, 2, 3, dtype=torch.float64)
+    options = parameters(3, dtype=torch.float64) | {"v": randn(2, 3, seed=1, dtype=torch.float64)}
+    options |= {"readout": randn(6, seed=2, dtype=torch.float64)}
+
+    def outputs(value: Tensor) -> tuple[Tensor, ...]:
+        return lif(x, **(options | {argument: value}), record="membrane")
+
+    actual = torch.func.jacrev(outputs)(options[argument])
+    assert_gradients(actual, torch.autograd.functional.jacobian(outputs, options[argument]))
+    assert any(jacobian.abs().sum() > 0 for jacobian in actual)
 
 
 @on_both
@@ -774,9 +1208,16 @@ def test_autocast_around_a_convolution(backend: str) -> None:
 
 
 def test_meta_tensors() -> None:
-    spikes, v = lif(torch.empty(20, 3, 4, device="meta", dtype=torch.bfloat16), **OPTIONS)
-    assert (spikes.shape, spikes.dtype, spikes.device.type) == ((20, 3, 4), torch.bfloat16, "meta")
-    assert (v.shape, v.dtype, v.device.type) == ((3, 4), torch.float32, "meta")
+    x = torch.empty(20, 3, 4, device="meta", dtype=torch.bfloat16)
+    learnt = {key: value.to("meta") for key, value in parameters(4).items()}
+    for options in (OPTIONS, learnt):
+        spikes, v, m = lif(x, record="membrane", **options)
+        assert (spikes.shape, spikes.dtype, spikes.device.type) == ((20, 3, 4), torch.bfloat16, "meta")
+        assert (v.shape, v.dtype, v.device.type) == ((3, 4), torch.float32, "meta")
+        assert (m.shape, m.dtype, m.device.type) == ((20, 3, 4), torch.float32, "meta")
+    rate, _ = lif(x, readout="rate", dtype=torch.float64, **OPTIONS)
+    assert (rate.shape, rate.dtype) == ((3, 4), torch.float64)
+    assert lif(x, dtype=torch.uint8, **OPTIONS)[0].dtype == torch.uint8
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -800,10 +1241,9 @@ BAD = {
     "v-dtype": (TypeError, "v: got dtype torch.float64", {"v": torch.zeros(3, dtype=torch.float64)}),
     "v-half": (TypeError, "v: got dtype torch.bfloat16", {"x": X.bfloat16(), "v": torch.zeros(3).bfloat16()}),
     "v-device": (ValueError, "v: got device meta, accepted is cpu", {"v": torch.zeros(3, device="meta")}),
-    "reset-delayed": (NotImplementedError, "reset: 'delayed'", {"reset": "delayed"}),
-    "reset-none": (NotImplementedError, "reset: 'none'", {"reset": "none"}),
-    "reset-unknown": (ValueError, "reset: got 'zero', accepted are hard, soft", {"reset": "zero"}),
+    "reset-unknown": (ValueError, "reset: got 'zero', accepted are hard, soft, none, delayed", {"reset": "zero"}),
     "reset-None": (ValueError, "reset: got None", {"reset": None}),
+    "reset-list": (ValueError, "reset: got ['hard']", {"reset": ["hard"]}),
     "surrogate-class": (TypeError, "surrogate: got <class", {"surrogate": Sigmoid}),
     "surrogate-string": (TypeError, "surrogate: got 'atan'", {"surrogate": "atan"}),
     "surrogate-base": (TypeError, "surrogate: ", {"surrogate": Surrogate()}),
@@ -813,9 +1253,26 @@ BAD = {
     "readout-number": (ValueError, "readout: ", {"readout": 0.5}),
     "readout-words": (TypeError, "readout: ", {"readout": [1.0, "a", 2.0, 3.0]}),
     "readout-object": (TypeError, "readout: ", {"readout": object()}),
-    "readout-gradient": (NotImplementedError, "readout: got weights that", {"readout": torch.ones(4).requires_grad_()}),
-    "record": (NotImplementedError, "record: got 'membrane'", {"record": "membrane"}),
-    "dtype": (NotImplementedError, "dtype: got torch.uint8", {"dtype": torch.uint8}),
+    "readout-meta": (TypeError, "readout: ", {"readout": torch.ones(4, device="meta")}),
+    "record-spikes": (ValueError, "record: got 'spikes', accepted are None and 'membrane'", {"record": "spikes"}),
+    "record-bool": (ValueError, "record: got True", {"record": True}),
+    "dtype-integer": (TypeError, "dtype: got torch.int64, accepted are float64", {"dtype": torch.int64}),
+    "dtype-word": (TypeError, "dtype: got 'float32'", {"dtype": "float32"}),
+    "dtype-list": (TypeError, "dtype: got []", {"dtype": []}),
+    "uint8-gradient": (ValueError, "dtype: got torch.uint8", {"x": X.clone().requires_grad_(), "dtype": torch.uint8}),
+    "uint8-gradient-of-v": (
+        ValueError,
+        "dtype: got torch.uint8",
+        {"v": torch.zeros(3).requires_grad_(), "dtype": torch.uint8},
+    ),
+    "uint8-gradient-of-decay": (
+        ValueError,
+        "dtype: got torch.uint8",
+        {"decay": torch.ones(1).requires_grad_(), "dtype": torch.uint8},
+    ),
+    "uint8-rate": (ValueError, "dtype: got torch.uint8", {"readout": "rate", "dtype": torch.uint8}),
+    "uint8-weights": (ValueError, "dtype: got torch.uint8", {"readout": [1.0] * 4, "dtype": torch.uint8}),
+    "uint8-smooth": (ValueError, "dtype: got torch.uint8", {"surrogate": Sigmoid(smooth=True), "dtype": torch.uint8}),
 }
 
 
@@ -825,20 +1282,22 @@ def test_bad_input_is_named_in_one_line(case: str) -> None:
     one_line(lambda: lif(**({"x": X} | OPTIONS | arguments)), error, start)
 
 
-@pytest.mark.parametrize("argument", ["decay", "gain", "rest", "threshold", "v_reset"])
+@pytest.mark.parametrize("argument", PARAMETERS)
 def test_bad_parameters(argument: str) -> None:
     x = torch.zeros(4, 2, 3, 5)  # three channels
 
-    def call(value: object) -> Callable[[], object]:
-        return lambda: lif(x, **(OPTIONS | {argument: value}))
+    def refuses(value: object, error: type[Exception], what: str, x: Tensor = x) -> None:
+        one_line(lambda: lif(x, **(OPTIONS | {argument: value})), error, f"{argument}: got {what}")
 
     for value in (float("nan"), float("inf"), None, "0.5", True, 1j, [0.5], 10**400):
-        one_line(call(value), ValueError, f"{argument}: got ")
-    for shape in ((2,), (4,), (3, 1), ()):
-        if shape:
-            one_line(call(torch.ones(shape)), ValueError, f"{argument}: got shape {shape}")
-    for shape in ((1,), (3,)):
-        one_line(call(torch.ones(shape)), NotImplementedError, f"{argument}: got a tensor")
+        refuses(value, ValueError, "")
+    for shape in ((0,), (2,), (4,), (3, 1), (1, 1)):
+        refuses(torch.ones(shape), ValueError, f"shape {shape}, accepted are a number, (1,) or (3,)")
+    refuses(torch.ones(3), ValueError, "shape (3,), accepted are a number, (1,)", x[:, :, 0, 0])  # (T, N): no channels
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        refuses(torch.ones(3, dtype=dtype), TypeError, f"dtype {str(dtype).removeprefix('torch.')}")
+    refuses(torch.ones(3, device="meta"), ValueError, "device meta, accepted is cpu")
+    refuses(torch.ones(3).to_sparse(), TypeError, "layout torch.sparse_coo")
 
 
 def test_accepted_forms() -> None:
@@ -854,6 +1313,6 @@ def test_accepted_forms() -> None:
 
 
 def test_raw_op_refuses_an_unknown_surrogate() -> None:
-    options = (3, False, 0, 0.5, 1.0, 0.0, 1.0, 0.0, False, False, 99, 1.0, 0.0, False, 0)
+    p = neuron(steps=3, **OPTIONS)._replace(surrogate=99)
     with pytest.raises(ValueError, match="surrogate: got the id 99"):
-        torch.ops.esvae_kernels.lif_fwd(torch.zeros(3, 2), None, None, False, *options)
+        ops.lif_fwd(torch.zeros(3, 2), None, None, None, False, *p)

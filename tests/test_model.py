@@ -11,6 +11,7 @@ import math
 import pickle
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -34,11 +35,11 @@ from model_helpers import (
 from torch import Tensor
 
 from esvae import ESVAE, data
-from esvae.config import PRESETS, Config, ModelConfig, TrainConfig, preset
+from esvae.config import PRESETS, Config, ModelConfig, SurrogateName, TrainConfig, preset
 from esvae.errors import InputError
-from esvae.layers import TdBN
 from esvae.losses import mmd
 from esvae.prior import MixturePrior, normal
+from esvae_kernels.nn import BNLIF
 
 D, T, N, SEED = 8, 4, 3, 11
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # of fp64: any identity that were not one would show
@@ -133,18 +134,18 @@ def test_first_convolution_runs_once(preset_name: str, steps: int) -> None:
     (found * time_first(weights)).sum().backward()
     close(b.grad, a.grad, "image gradient")
     close(layer.transform.weight.grad, theirs.weight.grad.squeeze(-1), "weight gradient")
-    close(layer.norm.weight.grad, theirs.bn.weight.grad, "tdBN weight gradient")
-    close(layer.norm.bias.grad, theirs.bn.bias.grad, "tdBN bias gradient")
-    close(layer.norm.running_mean, theirs.bn.running_mean - theirs.bias.detach(), "running mean")
-    close(layer.norm.running_var, theirs.bn.running_var, "running variance")
+    close(layer.neurons.weight.grad, theirs.bn.weight.grad, "tdBN weight gradient")
+    close(layer.neurons.bias.grad, theirs.bn.bias.grad, "tdBN bias gradient")
+    close(layer.neurons.running_mean, theirs.bn.running_mean - theirs.bias.detach(), "running mean")
+    close(layer.neurons.running_var, theirs.bn.running_var, "running variance")
 
 
 def test_running_variance_of_a_repeated_input_counts_every_step() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 2, 1)
-    once, repeated = TdBN(3, 0.2), TdBN(3, 0.2)
-    y = once(x.repeat(5, 1, 1, 1))
-    torch.testing.assert_close(repeated(x, repeat=5).repeat(5, 1, 1, 1), y)
+    once, repeated = (BNLIF(3, decay=0.25, threshold=0.2) for _ in range(2))
+    spikes = once(x.expand(5, *x.shape))
+    torch.testing.assert_close(repeated(x, steps=5), spikes)
     torch.testing.assert_close(repeated.running_var, once.running_var)
     torch.testing.assert_close(repeated.running_mean, once.running_mean)
     unbiased = 0.9 + 0.1 * x.var((0, 2, 3), correction=0) * 20 / 19  # n = T * N * H * W = 20
@@ -195,9 +196,9 @@ def test_rate_readout_of_the_encoder(preset_name: str) -> None:
     (found * weights).sum().backward()
     close(b.grad, time_first(a.grad), "spike gradient")
     close(layer.transform.weight.grad, theirs.weight.grad, "weight gradient")
-    close(layer.norm.weight.grad, theirs.bn.weight.grad, "tdBN weight gradient")
-    close(layer.norm.bias.grad, theirs.bn.bias.grad, "tdBN bias gradient")
-    close(layer.norm.running_var, theirs.bn.running_var, "running variance")
+    close(layer.neurons.weight.grad, theirs.bn.weight.grad, "tdBN weight gradient")
+    close(layer.neurons.bias.grad, theirs.bn.bias.grad, "tdBN bias gradient")
+    close(layer.neurons.running_var, theirs.bn.running_var, "running variance")
 
 
 @pytest.mark.parametrize("preset_name", PRESET_NAMES)
@@ -220,10 +221,10 @@ def test_no_bias_in_front_of_tdbn(preset_name: str, index: int) -> None:
     weight_gradient = theirs.weight.grad.squeeze(-1) if space else theirs.weight.grad
     close(b.grad, time_first(a.grad), "spike gradient")
     close(layer.transform.weight.grad, weight_gradient, "weight gradient")
-    close(layer.norm.weight.grad, theirs.bn.weight.grad, "tdBN weight gradient")
-    close(layer.norm.bias.grad, theirs.bn.bias.grad, "tdBN bias gradient")
-    close(layer.norm.running_mean, theirs.bn.running_mean - theirs.bias.detach(), "running mean")
-    close(layer.norm.running_var, theirs.bn.running_var, "running variance")
+    close(layer.neurons.weight.grad, theirs.bn.weight.grad, "tdBN weight gradient")
+    close(layer.neurons.bias.grad, theirs.bn.bias.grad, "tdBN bias gradient")
+    close(layer.neurons.running_mean, theirs.bn.running_mean - theirs.bias.detach(), "running mean")
+    close(layer.neurons.running_var, theirs.bn.running_var, "running variance")
 
 
 # Presets and configs
@@ -534,6 +535,9 @@ ELSEWHERE = {"strict", "prior", "mixture_components"}  # tested below
 
 def step(model: ESVAE) -> tuple[Tensor, Tensor]:
     """Images, and the gradient of the first convolution's weights."""
+    for module in model.modules():
+        if isinstance(module, BNLIF):  # without a bias, tdBN scales with the threshold, and the spikes stay the same
+            module.bias.data.fill_(0.05)
     images = random_images(N, model.config.channels, model.config.size).float()
     found = model(images, seed=SEED).images
     (found - images).square().mean().backward()
@@ -563,14 +567,15 @@ def test_strict_decides_at_the_threshold() -> None:
     for strict, expected in ((False, 1.0), (True, 0.0)):
         layer = small(strict=strict, threshold=0.25, latent=1).eval().to_latent
         layer.transform.weight.data.zero_()
-        layer.norm.bias.data.fill_(0.25)
+        layer.neurons.bias.data.fill_(0.25)
         assert layer(torch.zeros(1, 1, 1024)).item() == expected
 
 
 def test_surrogate_names_reach_the_kernels() -> None:
-    for name, kind in (("sigmoid", "Sigmoid"), ("atan", "ATan"), ("straight-through", "StraightThrough")):
+    for name in get_args(SurrogateName):
+        kind = "".join(word.capitalize() for word in name.split("-")).replace("Atan", "ATan")
         model = small(lif_surrogate=name, lif_shape=3.0, lif_center=0.1, sampler_surrogate=name, sampler_shape=2.0)
-        used = model.encoder[0].neuron["surrogate"]
+        used = model.encoder[0].neurons.surrogate
         assert type(used).__name__ == type(model.sampler_surrogate).__name__ == kind
         assert (used.center, model.sampler_surrogate.center) == (0.1, 0.0)
         if kind != "StraightThrough":
@@ -720,7 +725,12 @@ def test_mixture_refuses_other_rates(rates: Tensor) -> None:
 
 
 def test_generating_from_the_mixture() -> None:
-    model = small(prior="mixture", mixture_components=2).double().eval()
+    model = small(prior="mixture", mixture_components=2).double()
+    for module in model.modules():
+        if isinstance(module, BNLIF):
+            module.momentum = 1.0  # else no neuron fires in evaluation mode yet
+    model(random_images(N, 1, 32), seed=SEED)
+    model.eval()
     with pytest.raises(InputError, match="fitted"):
         model.generate(2, seed=0)
     from_bottleneck = model.generate(2, seed=0, prior="bottleneck")

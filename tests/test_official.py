@@ -58,8 +58,8 @@ def test_rates_and_images_are_the_published_ones(channels: int, size: int, train
     torch.testing.assert_close(found.images, expected, rtol=1e-9, atol=1e-9)
     assert expected.std() > 0.05
     for name, a, b in layers(literal, ours):  # unchanged in evaluation mode, moved alike in training
-        torch.testing.assert_close(b.norm.running_mean, a.bn.running_mean - a.bias, rtol=1e-9, atol=1e-9, msg=name)
-        torch.testing.assert_close(b.norm.running_var, a.bn.running_var, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(b.neurons.running_mean, a.bn.running_mean - a.bias, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(b.neurons.running_var, a.bn.running_var, rtol=1e-9, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

@@ -34,7 +34,7 @@ on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 on_isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
 WORD = 0xFFFFFFFF
 SEEDS = [0, 1, -1, 2**32 + 5, 2**63 + 5, -(2**63), 2**64 - 1]
-RECTANGULAR = (0, 0.5, 0.0, False)  # the raw ops' arguments
+RECTANGULAR = (0, 0.5, 1.0, 0.0, False)  # the raw ops' arguments
 
 
 def rates(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -98,6 +98,54 @@ def test_fires_below_the_rate(dtype: torch.dtype, backend: str) -> None:
     assert poisson(above, 1, seed=5).all()
 
 
+# Counters whose word is at an end or in the middle: k of u = k 2^-24, by sample id and time, for seed 0 and element 0.
+EXACT = {
+    0: (9373564, 1),
+    1: (296355, 0),
+    2: (4178694, 1),
+    2**23: (12125520, 0),
+    2**24 - 1: (1205178, 0),
+}
+
+
+def neighbours(rate: Tensor) -> Tensor:
+    """The rates, and one unit in the last place above and below each."""
+    bits = rate.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[rate.element_size()])
+    return torch.cat([rate, (bits + 1).view(rate.dtype), (bits - 1).view(rate.dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("k", EXACT)
+def test_the_comparison_is_exact(k: int, dtype: torch.dtype) -> None:
+    """At the least, the largest and a middle uniform: rates at it and beside it, at the ends of the dtype and 1."""
+    sample, t = EXACT[k]
+    kind = torch.finfo(dtype)
+    around = [j * 2.0**-24 for j in (0, 1, 2, 3, 2**23 - 1, 2**23, 2**23 + 1, 2**24 - 1, 2**24)]
+    between = [j * 2.0**-25 for j in (1, 3, 5, 2**24 - 1, 2**24 + 1, 2**25 - 3, 2**25 - 1)]
+    ends = [kind.tiny, kind.smallest_normal / 2, kind.eps, kind.max, float("inf"), 1 + kind.eps]
+    rate = neighbours(torch.tensor([*around, *between, *ends], dtype=torch.float64).to(dtype))
+    rate = torch.cat([rate, -rate, torch.tensor([float("nan")], dtype=dtype)])
+    ids = torch.full((len(rate),), sample)
+    assert uniforms(1, t + 1, ids[:1], 0).flatten()[t] == k * 2.0**-24
+    expected = k * 2.0**-24 < rate.double()
+    assert expected.any()
+    assert not expected.all()
+    for backend, isa in [("reference", ISAS[0]), *(("cpu", isa) for isa in ISAS)]:
+        with use_backend(backend), vector_width(isa):
+            assert torch.equal(poisson(rate, t + 1, sample_ids=ids, seed=0)[t].bool(), expected)
+
+
+@on_isas
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_fires_below_rates_that_the_dtype_rounds(dtype: torch.dtype, isa: str) -> None:
+    """Uniforms against themselves in the rates' dtype, and against that one's neighbours."""
+    u = uniforms(1 << 20, 1, torch.arange(1), 5, torch.float64)[0]
+    middle = u.to(dtype)
+    assert (middle.double() == u).sum() > 3  # some are exact, the others above or below
+    for rate in neighbours(middle[0]).view(3, 1, -1):
+        assert torch.equal(poisson(rate, 1, seed=5)[0].bool(), u < rate.double())
+
+
 @on_both
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_rates_at_the_ends(dtype: torch.dtype, backend: str) -> None:
@@ -149,6 +197,43 @@ def test_surrogates_equal_the_reference(surrogate: Surrogate, dtype: torch.dtype
 def test_tensors_beyond_the_cache(steps: int, dtype: torch.dtype) -> None:
     """More than 8 MiB of spikes, at an odd width: the stores that bypass the cache, unaligned rows."""
     check_equal(rates(7, 100_003, dtype=dtype), steps, seed=3)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.uint8], ids=[*DTYPES, "u8"])
+def test_aligned_tensors_beyond_the_cache(dtype: torch.dtype) -> None:
+    """The same with rows that begin on whole vectors, and a last block that does not end on one where it can."""
+    rate = rates(1, (1 << 18) + 64 // dtype.itemsize)
+    steps = (9 << 20) // (rate.numel() * dtype.itemsize) + 1
+    with use_backend("reference"):
+        expected = poisson(rate, steps, seed=3)
+    for isa in ISAS:
+        with vector_width(isa):
+            assert torch.equal(poisson(rate, steps, seed=3, dtype=dtype), expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("spikes_dtype", DTYPES.values(), ids=lambda d: "to-" + name(d))
+def test_spikes_of_another_dtype_equal_the_reference(spikes_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    rate = rates(3, 349, dtype=dtype)
+    for surrogate in (Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(smooth=True)):
+        check_equal(rate, 6, seed=3, surrogate=surrogate, dtype=spikes_dtype)
+    spikes, gradient = run("cpu", rate, 6, seed=3, dtype=spikes_dtype)
+    assert (spikes.dtype, gradient.dtype) == (spikes_dtype, dtype)
+    assert torch.equal(spikes, poisson(rate, 6, seed=3).to(spikes_dtype))
+
+
+@on_isas
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_spikes_of_one_byte(dtype: torch.dtype, isa: str) -> None:
+    rate = rates(3, 349, dtype=dtype)
+    with use_backend("reference"):
+        expected = poisson(rate, 6, seed=3, dtype=torch.uint8)
+    spikes = poisson(rate, 6, seed=3, dtype=torch.uint8)
+    assert spikes.dtype == torch.uint8
+    assert torch.equal(spikes, expected)
+    assert torch.equal(spikes, poisson(rate, 6, seed=3).byte())
+    with torch.no_grad():
+        assert torch.equal(poisson(rate.clone().requires_grad_(), 6, seed=3, dtype=torch.uint8), expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -229,6 +314,23 @@ def test_second_derivatives_of_real_spikes(surrogate: Surrogate, backend: str) -
 
     expected = reference.poisson(rate, torch.arange(3), 1, 5, surrogate)
     assert_gradients([twice(poisson(rate, 5, seed=1, surrogate=surrogate))], [twice(expected)])
+
+
+@on_both
+def test_second_derivatives_through_another_dtype(backend: str) -> None:
+    rate = rates(3, 7, dtype=torch.float64).requires_grad_()
+    weights = randn(5, 3, 7)
+
+    def twice(spikes: Tensor) -> Tensor:
+        loss = (spikes.double() * weights).sum(0).mul(rate).square().sum()
+        (first,) = torch.autograd.grad(loss, rate, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), rate)
+        assert (spikes.dtype, first.dtype, second.dtype) == (torch.float32, torch.float64, torch.float64)
+        return second
+
+    expected = reference.poisson(rate, torch.arange(3), 1, 5, Sigmoid(), torch.float32)
+    actual = poisson(rate, 5, seed=1, surrogate=Sigmoid(), dtype=torch.float32)
+    torch.testing.assert_close(twice(actual), twice(expected), rtol=1e-5, atol=1e-6)  # of fp32 gradients
 
 
 @pytest.mark.usefixtures("threads")
@@ -386,8 +488,16 @@ def test_saved_bytes() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 def test_opcheck(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     rate, ids, seed = rates(*shape, dtype=dtype), torch.arange(shape[0]), torch.tensor([3])
-    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 6, *RECTANGULAR))
+    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 6, dtype, *RECTANGULAR))
     torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, randn(6, *shape, dtype=dtype), *RECTANGULAR))
+
+
+@pytest.mark.parametrize("spikes_dtype", [torch.float64, torch.bfloat16, torch.uint8], ids=str)
+def test_opcheck_of_another_dtype(spikes_dtype: torch.dtype) -> None:
+    rate, ids, seed = rates(3, 5), torch.arange(3), torch.tensor([3])
+    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 6, spikes_dtype, *RECTANGULAR))
+    if spikes_dtype.is_floating_point:
+        torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, randn(6, 3, 5, dtype=spikes_dtype), *RECTANGULAR))
 
 
 def train(function: Callable, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -414,6 +524,23 @@ def test_compile(seed: str) -> None:
         assert_same_bits(a, b)
     again = compiled(rates(3, 20))
     assert torch.equal(again, actual[0]) == (seed != "default-generator")  # new noise in every run
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.uint8], ids=str)
+def test_compile_with_another_dtype(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+
+    def sample(rate: Tensor) -> Tensor:
+        return poisson(rate, 6, seed=1, dtype=dtype)
+
+    compiled = torch.compile(sample, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        spikes = compiled(rates(3, 20).requires_grad_())
+        assert spikes.dtype == dtype
+        assert torch.equal(spikes, sample(rates(3, 20)))
+    if dtype.is_floating_point:
+        for a, b in zip(train(compiled, rates(3, 20)), train(sample, rates(3, 20)), strict=True):
+            assert_same_bits(a, b)
 
 
 def test_compile_dynamic_steps_and_batch() -> None:
@@ -458,6 +585,29 @@ def test_vmap_of_grad(in_dims: tuple, backend: str) -> None:
 
 
 @on_both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.uint8], ids=str)
+def test_vmap_with_another_dtype(dtype: torch.dtype, backend: str) -> None:
+    rate = rates(2, 3, 5)
+    spikes = torch.vmap(lambda r: poisson(r, 6, seed=1, dtype=dtype))(rate)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes, torch.stack([poisson(r, 6, seed=1, dtype=dtype) for r in rate]))
+
+    def loss(rate: Tensor) -> Tensor:
+        return poisson(rate, 6, seed=1, dtype=dtype, surrogate=Sigmoid()).float().square().sum()
+
+    if dtype == torch.uint8:
+        one_line(
+            lambda: torch.func.grad(loss)(rate[0]), ValueError, "dtype: got torch.uint8, through which no gradient"
+        )
+        return
+    gradients = torch.vmap(torch.func.grad(loss))(rate)
+    for k in range(2):
+        leaf = rate[k].clone().requires_grad_()
+        assert gradients.dtype == leaf.dtype
+        assert_gradients([gradients[k]], torch.autograd.grad(loss(leaf), leaf))
+
+
+@on_both
 def test_vjp_and_jacobian(backend: str) -> None:
     rate = rates(2, 3, dtype=torch.float64)
     jacobian = torch.func.jacrev(lambda r: poisson(r, 4, seed=1, surrogate=Sigmoid()))(rate)
@@ -480,6 +630,7 @@ def test_autocast_leaves_the_rates_dtype() -> None:
 def test_meta_tensors() -> None:
     spikes = poisson(torch.empty(3, 4, device="meta", dtype=torch.float16), 5, seed=1)
     assert (spikes.shape, spikes.dtype, spikes.device.type) == ((5, 3, 4), torch.float16, "meta")
+    assert poisson(torch.empty(3, 4, device="meta"), 5, seed=1, dtype=torch.uint8).dtype == torch.uint8
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -508,7 +659,19 @@ BAD = {
     "seed-tensor-dtype": (TypeError, "seed: got dtype torch.int32", {"seed": torch.tensor([1]).int()}),
     "seed-and-generator": (ValueError, "seed, generator: got both", {"generator": torch.Generator()}),
     "generator": (TypeError, "generator: got ", {"seed": None, "generator": 5}),
-    "dtype": (NotImplementedError, "dtype: got torch.uint8", {"dtype": torch.uint8}),
+    "dtype-integer": (TypeError, "dtype: got torch.int8, accepted are float64, ", {"dtype": torch.int8}),
+    "dtype-complex": (TypeError, "dtype: got torch.complex64", {"dtype": torch.complex64}),
+    "dtype-name": (TypeError, "dtype: got 'float32'", {"dtype": "float32"}),
+    "dtype-gradient": (
+        ValueError,
+        "dtype: got torch.uint8, through which no gradient flows",
+        {"rate": RATE.clone().requires_grad_(), "dtype": torch.uint8},
+    ),
+    "dtype-smooth": (
+        ValueError,
+        "dtype: got torch.uint8, which holds spikes",
+        {"dtype": torch.uint8, "surrogate": Sigmoid(smooth=True)},
+    ),
     "check-above": (ValueError, "rate: got values", {"rate": RATE + 0.51, "check_rates": True}),
     "check-below": (ValueError, "rate: got values", {"rate": RATE - 0.51, "check_rates": True}),
     "check-nan": (ValueError, "rate: got values", {"rate": RATE * float("nan"), "check_rates": True}),

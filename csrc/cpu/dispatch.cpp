@@ -7,8 +7,12 @@
 namespace esvae {
 namespace {
 
-#define ESVAE_TABLE(ISA) \
-  { #ISA, ISA::lif_forward, ISA::lif_backward, ISA::poisson_forward, ISA::poisson_backward }
+#define ESVAE_ADDRESS(Result, name, Argument) , name
+#define ESVAE_TABLE(isa)                      \
+  [] {                                        \
+    using namespace isa;                      \
+    return Kernels{#isa ESVAE_KERNELS(ESVAE_ADDRESS)}; \
+  }()
 
 struct Entry {
   Kernels table;

@@ -5,55 +5,77 @@
 
 namespace esvae {
 
-enum class DType : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+enum class DType : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3, u8 = 4 };  // u8: spikes, on their way out
 enum class Readout : int { none = 0, rate = 1, weights = 2 };
+enum class PerChannel : int { none = 0, affine = 1, all = 2 };  // affine: gain and rest
 
-struct LifOptions {
-  double decay, gain, rest, threshold, v_reset;
+constexpr int kParameters = 5;  // decay, gain, rest, threshold, v_reset: the rows of `parameters`, the bits of `wanted`
+enum Wanted : int { kDecay = 1, kGain = 2, kRest = 4, kThreshold = 8, kVReset = 16 };
+
+// One call of the LIF, forward or backward. A row is one time step: `size` neurons; neuron i is of channel
+// (i / inner) % channels. R is the state's type: double where x is f64, else float. Null is "not there", "not wanted",
+// and for potentials and gradients zero.
+struct Lif {
+  DType x_dtype, out_dtype;
+  const void* x;           // (T, size); x_stride between rows, 0: a current constant in time
+  int64_t x_stride;
+  const void* v0;          // R (size)
+  double numbers[kParameters];
+  const void* parameters;  // R (5, channels): what is per channel takes the number's place
+  PerChannel per_channel;
+  int64_t channels, inner;
+  const double* weights;  // (T) for Readout::weights
+  int64_t steps, size;
   int reset;  // esvae::Reset
   bool strict, detach_reset;
   int surrogate;  // esvae::SurrogateId
-  double shape, center;
+  double shape, scale, center;
   bool smooth;
-  int readout;  // esvae::Readout
+  Readout readout;
+  int threads;
+  // forward
+  void* out;       // (T, size), or (size) with a readout
+  void* membrane;  // R (T, size)
+  void* v;         // R (size)
+  void* saved;     // R (ceil(T/16)-1, size): written forward, read backward
+  // backward
+  const void* dout;
+  const void* dmembrane;
+  const void* dv;
+  const void* center_of_x;  // R (channels): the gradient of the gain is that of gain * (x - center_of_x)
+  int wanted;               // of enum Wanted
+  void* dx;                 // (T, size), or (size) when x is constant; x's type
+  void* dv0;                // R (size)
+  double* dparameters;      // (5, channels)
+  double* dweights;         // (T)
+  double* workspace;        // lif_workspace(a) numbers
 };
 
-// x (T, N) with a stride in time (0: a current constant in time); v0, v (N) and saved (ceil(T/16)-1, N) in the state's
-// type (double for f64, else float). Null: v0 is zero; v, saved are not wanted.
-struct LifForward {
+// Sum, over all but the channels, of y (size elements, of channel (i / inner) % channels): mean and biased variance.
+struct BatchStatistics {
   DType dtype;
-  const void* x;
-  int64_t x_stride;
-  const void* v0;
-  const double* weights;  // (T) for Readout::weights
-  void* out;              // (T, N), or (N) with a readout; x's type
-  void* v;
-  void* saved;
-  int64_t steps, size;
-  LifOptions options;
+  const void* y;
+  int64_t size, channels, inner;
+  double* mean;       // (channels)
+  double* variance;   // (channels)
+  double* workspace;  // batch_statistics_workspace(a) numbers
   int threads;
 };
 
-// dout as out above; dv may be null (zero); dv0 may be null (not wanted). dx is (T, N), or (N) when x is constant.
-struct LifBackward {
+// dy = dx + (factor * y + offset), factor and offset per channel: what mean and variance add to the gradient of y.
+struct BatchCorrection {
   DType dtype;
-  const void* x;
-  int64_t x_stride;
-  const void* v0;
-  const void* saved;
-  const double* weights;
-  const void* dout;
-  const void* dv;
-  void* dx;
-  void* dv0;
-  int64_t steps, size;
-  LifOptions options;
+  const void* dx;
+  const void* y;
+  const void* factors;  // R (2, channels): factor, offset
+  void* dy;
+  int64_t size, channels, inner;
   int threads;
 };
 
 // rate (samples, elements); spikes or their gradients (T, samples, elements); ids (samples).
 struct Poisson {
-  DType dtype;
+  DType dtype, spikes_dtype;
   const void* rate;
   const int64_t* ids;
   const void* dspikes;  // backward only
@@ -61,31 +83,40 @@ struct Poisson {
   int64_t steps, samples, elements;
   uint64_t seed;
   int surrogate;
-  double shape, center;
+  double shape, scale, center;
   bool smooth;
   int threads;
 };
 
+// Each of these is compiled from the same sources with other flags; dispatch.cpp picks at run time.
+#define ESVAE_KERNELS(X)                            \
+  X(void, lif_forward, const Lif&)                  \
+  X(void, lif_backward, const Lif&)                 \
+  X(int64_t, lif_workspace, const Lif&)             \
+  X(void, batch_statistics, const BatchStatistics&) \
+  X(int64_t, batch_statistics_workspace, const BatchStatistics&) \
+  X(void, batch_correction, const BatchCorrection&) \
+  X(void, poisson_forward, const Poisson&)          \
+  X(void, poisson_backward, const Poisson&)
+
 struct Kernels {
   const char* name;
-  void (*lif_forward)(const LifForward&);
-  void (*lif_backward)(const LifBackward&);
-  void (*poisson_forward)(const Poisson&);
-  void (*poisson_backward)(const Poisson&);
+#define ESVAE_MEMBER(Result, name, Argument) Result (*name)(Argument);
+  ESVAE_KERNELS(ESVAE_MEMBER)
+#undef ESVAE_MEMBER
 };
 
-// Each of these is compiled from the same sources with other flags; dispatch.cpp picks at run time.
-#define ESVAE_DECLARE(ISA)                     \
-  namespace ISA {                              \
-  void lif_forward(const LifForward&);         \
-  void lif_backward(const LifBackward&);       \
-  void poisson_forward(const Poisson&);        \
-  void poisson_backward(const Poisson&);       \
-  }
-ESVAE_DECLARE(baseline)
+#define ESVAE_DECLARE(Result, name, Argument) Result name(Argument);
+namespace baseline {
+ESVAE_KERNELS(ESVAE_DECLARE)
+}
 #ifdef ESVAE_X86
-ESVAE_DECLARE(avx2)
-ESVAE_DECLARE(avx512)
+namespace avx2 {
+ESVAE_KERNELS(ESVAE_DECLARE)
+}
+namespace avx512 {
+ESVAE_KERNELS(ESVAE_DECLARE)
+}
 #endif
 #undef ESVAE_DECLARE
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -32,8 +33,8 @@ inline float as_float(uint32_t b) {
   return x;
 }
 
-template <class R>
-inline R widen(R x) {
+template <class S>
+inline S widen(S x) {
   return x;
 }
 inline float widen(bf16 x) { return as_float(static_cast<uint32_t>(x.bits) << 16); }
@@ -48,7 +49,7 @@ inline float widen(f16 x) {
 
 template <class S, class R>
 struct Narrow {
-  static S from(R x) { return x; }
+  static S from(R x) { return static_cast<S>(x); }
 };
 template <>
 struct Narrow<bf16, float> {
@@ -74,6 +75,29 @@ struct Narrow<f16, float> {
   }
 };
 
+template <class S>
+struct Narrow<S, double> {  // by way of fp32, as torch does
+  static S from(double x) { return Narrow<S, float>::from(static_cast<float>(x)); }
+};
+template <>
+struct Narrow<double, double> {
+  static double from(double x) { return x; }
+};
+
+// What a spike is in each type: its one. Spikes are stored by a comparison, which is cheaper than the conversion.
+template <class S>
+constexpr S one() {
+  return S(1);
+}
+template <>
+constexpr bf16 one<bf16>() {
+  return {0x3f80u};
+}
+template <>
+constexpr f16 one<f16>() {
+  return {0x3c00u};
+}
+
 // A row in the state's type: the tensor itself where the types agree, else converted into `buffer`.
 template <class S, class R>
 inline const R* load_row(const S* ESVAE_RESTRICT row, R* ESVAE_RESTRICT buffer, int64_t n) {
@@ -89,18 +113,22 @@ constexpr int64_t kStreamBytes = int64_t{8} << 20;
 // One store of the widest vector that this build has; `dst` is aligned to it.
 #if defined(__AVX512F__)
 constexpr int64_t kVector = 64;
-inline void stream_vector(char* dst, const char* src) {
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), _mm512_loadu_si512(src));
-}
 #elif defined(__AVX2__)
 constexpr int64_t kVector = 32;
-inline void stream_vector(char* dst, const char* src) {
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(dst), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
-}
 #elif defined(__SSE2__)
 constexpr int64_t kVector = 16;
+#endif
+#if defined(__SSE2__)
 inline void stream_vector(char* dst, const char* src) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  memcpy(dst, src, kVector);  // sanitizers do not see the stores below
+#elif defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), _mm512_loadu_si512(src));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(dst), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
+#else
   _mm_stream_si128(reinterpret_cast<__m128i*>(dst), _mm_loadu_si128(reinterpret_cast<const __m128i*>(src)));
+#endif
 }
 #endif
 
@@ -143,35 +171,57 @@ inline void for_pieces(int64_t n, F&& f) {
   for (int64_t i = 0; i < n; i += kPiece) f(i, n - i < kPiece ? n - i : kPiece);
 }
 
-// Neurons that a thread takes through time at once: as many as keep 16 rows of state in L2, but no fewer threads busy.
+// Bytes of state of the neurons that a thread takes through time at once: a few such rows fit into L1.
+constexpr int64_t kBlockBytes = 8192;
 template <class R>
-constexpr int64_t kBlock = int64_t{16384} / sizeof(R);
+constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(R));
 
+// The block for `size` neurons: whole vectors, and several blocks also where there are few neurons. It depends on the
+// size alone, so that sums over blocks do not depend on the number of threads.
 template <class R>
-inline int64_t block_size(int64_t size, int threads) {
-  const int64_t share = ((size + threads - 1) / threads + 63) / 64 * 64;
+inline int64_t block_size(int64_t size) {
+  const int64_t share = (size / 16 + 63) / 64 * 64;
   return share < 64 ? 64 : (share < kBlock<R> ? share : kBlock<R>);
 }
 
-template <class S, class R>
-inline void store_row(S* row, const R* values, int64_t n, bool stream) {
-  if constexpr (sizeof(S) == sizeof(R)) {
-    copy_bytes(row, values, n * static_cast<int64_t>(sizeof(S)), stream);
-  } else {
-    for_pieces(n, [&](int64_t i, int64_t m) {
-      S piece[kPiece];
-      for (int64_t j = 0; j < m; ++j) piece[j] = Narrow<S, R>::from(values[i + j]);
-      copy_bytes(row + i, piece, m * static_cast<int64_t>(sizeof(S)), stream);
-    });
+// `pick(i)` for i in 0 .. n-1, stored as S; by way of a piece in cache where the store is to bypass it.
+template <class S, class F>
+inline void store_each(S* ESVAE_RESTRICT row, int64_t n, bool stream, F&& pick) {
+  if (!stream) {
+    for (int64_t i = 0; i < n; ++i) row[i] = pick(i);
+    return;
   }
+  for_pieces(n, [&](int64_t begin, int64_t m) {
+    alignas(64) S piece[kPiece];
+    for (int64_t i = 0; i < m; ++i) piece[i] = pick(begin + i);
+    copy_bytes(row + begin, piece, m * static_cast<int64_t>(sizeof(S)), true);
+  });
+}
+
+template <class S, class R>
+inline void store_row(S* row, const R* ESVAE_RESTRICT values, int64_t n, bool stream) {
+  if constexpr (std::is_same_v<S, R>)
+    copy_bytes(row, values, n * static_cast<int64_t>(sizeof(S)), stream);
+  else
+    store_each(row, n, stream, [=](int64_t i) { return Narrow<S, R>::from(values[i]); });
+}
+
+// The same for values that are 0 or 1.
+template <class S, class R>
+inline void store_spikes(S* row, const R* ESVAE_RESTRICT values, int64_t n, bool stream) {
+  if constexpr (std::is_same_v<S, R>)
+    copy_bytes(row, values, n * static_cast<int64_t>(sizeof(S)), stream);
+  else
+    store_each(row, n, stream, [=](int64_t i) { return values[i] != R(0) ? one<S>() : S{}; });
 }
 
 // How rows of one element type come and go, by address: chosen once a call.
 template <class R>
 struct RowIo {
+  using Store = void (*)(void* tensor, int64_t offset, const R* values, int64_t n, bool stream);
   int64_t bytes;  // of one element
   const R* (*load)(const void* tensor, int64_t offset, R* buffer, int64_t n);
-  void (*store)(void* tensor, int64_t offset, const R* values, int64_t n, bool stream);
+  Store store, store_spikes;
 
   void prefetch(const void* tensor, int64_t offset, int64_t n) const {
     prefetch_bytes(static_cast<const char*>(tensor) + offset * bytes, n * bytes);
@@ -186,17 +236,28 @@ RowIo<R> row_io() {
           },
           [](void* tensor, int64_t offset, const R* values, int64_t n, bool stream) {
             store_row(static_cast<S*>(tensor) + offset, values, n, stream);
+          },
+          [](void* tensor, int64_t offset, const R* values, int64_t n, bool stream) {
+            store_spikes(static_cast<S*>(tensor) + offset, values, n, stream);
           }};
 }
 
-template <class F>
-void with_row_io(DType dtype, F&& f) {
+template <class R>
+RowIo<R> row_io(DType dtype) {
   switch (dtype) {
-    case DType::f64: return f(row_io<double, double>());
-    case DType::f32: return f(row_io<float, float>());
-    case DType::bf16: return f(row_io<bf16, float>());
-    case DType::f16: return f(row_io<f16, float>());
+    case DType::f64: return row_io<double, R>();
+    case DType::f32: return row_io<float, R>();
+    case DType::bf16: return row_io<bf16, R>();
+    case DType::f16: return row_io<f16, R>();
+    case DType::u8: return row_io<uint8_t, R>();
   }
+  return {};
+}
+
+// Calls f with a zero of the state's type: double for fp64 inputs, else float.
+template <class F>
+void with_state(DType dtype, F&& f) {
+  dtype == DType::f64 ? f(double(0)) : f(float(0));
 }
 
 }  // namespace

@@ -4,6 +4,10 @@
 
 #include "surrogate.h"
 
+// What a loop works on stays in registers only if the loop is unrolled.
+#define ESVAE_PRAGMA(text) _Pragma(#text)
+#define ESVAE_UNROLL(times) ESVAE_PRAGMA(GCC unroll times)
+
 namespace esvae {
 namespace {
 
@@ -12,27 +16,63 @@ ESVAE_HD uint64_t wide_product(uint32_t constant, uint64_t lane) {
   return static_cast<uint64_t>(constant) * static_cast<uint32_t>(lane);
 }
 
-template <class Lane>
-struct PhiloxWords {
-  Lane word[4];
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+
+// The key of each round, wide enough to be combined with a lane.
+struct PhiloxKeys {
+  uint64_t k0[10], k1[10];
+  explicit PhiloxKeys(uint64_t key) {
+    for (uint32_t round = 0; round < 10; ++round) {
+      k0[round] = static_cast<uint32_t>(key) + 0x9E3779B9u * round;
+      k1[round] = static_cast<uint32_t>(key >> 32) + 0xBB67AE85u * round;
+    }
+  }
 };
 
 // A lane is 64 bits wide, or a vector of such; a word is its low half, and the upper half is left to hold anything:
 // only the low half enters a product, and no instruction is spent on clearing the other.
 template <class Lane>
-ESVAE_HD PhiloxWords<Lane> philox(Lane c0, Lane c1, Lane c2, Lane c3, uint32_t k0, uint32_t k1) {
-  for (int round = 0; round < 10; ++round) {
-    const Lane a = wide_product(0xD2511F53u, c0);
-    const Lane b = wide_product(0xCD9E8D57u, c2);
-    c0 = (b >> 32) ^ c1 ^ static_cast<uint64_t>(k0);
-    c2 = (a >> 32) ^ c3 ^ static_cast<uint64_t>(k1);
+struct PhiloxState {
+  Lane c0, c1, c2, c3;
+
+  ESVAE_HD void round(const PhiloxKeys& keys, int number) {
+    const Lane a = wide_product(kPhiloxM0, c0);
+    const Lane b = wide_product(kPhiloxM1, c2);
+    c0 = (b >> 32) ^ c1 ^ keys.k0[number];
+    c2 = (a >> 32) ^ c3 ^ keys.k1[number];
     c1 = b;
     c3 = a;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
-}
+};
+
+// The first three rounds, without what depends on counter 1: the sampler keeps the time there, and an element draws
+// for many times. Of their six products four are here, two are left for `at`.
+template <class Lane>
+struct PhiloxStart {
+  Lane c0, c1, c3, k2, k3;
+
+  ESVAE_HD void set(Lane counter0, Lane counter2, Lane counter3, const PhiloxKeys& keys) {
+    PhiloxState<Lane> s{counter0, Lane{}, counter2, counter3};
+    s.round(keys, 0);
+    c0 = s.c0;  // but for ^ counter 1
+    k2 = s.c3 ^ keys.k1[1];
+    const Lane b = wide_product(kPhiloxM1, s.c2);
+    const Lane a = wide_product(kPhiloxM0, (b >> 32) ^ s.c1 ^ keys.k0[1]);
+    c1 = b ^ keys.k0[2];
+    k3 = (a >> 32) ^ keys.k1[2];
+    c3 = a;
+  }
+
+  // The state after nine rounds.
+  ESVAE_HD PhiloxState<Lane> at(Lane counter1, const PhiloxKeys& keys) const {
+    const Lane a = wide_product(kPhiloxM0, c0 ^ counter1);
+    const Lane b = wide_product(kPhiloxM1, (a >> 32) ^ k2);
+    PhiloxState<Lane> s{(b >> 32) ^ c1, b, a ^ k3, c3};
+    ESVAE_UNROLL(6)
+    for (int number = 3; number < 9; ++number) s.round(keys, number);
+    return s;
+  }
+};
 
 // The uniform in [0, 1) of a word: its upper 24 bits, exact in fp32. The int cast vectorises better than uint32_t.
 template <class R>

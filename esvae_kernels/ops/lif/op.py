@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import backends, check, layout
-from ...library import register
+from ...library import differentiate, differentiate_twice, one_by_one, register
 from ...surrogate import SURROGATES, ATan, Surrogate
 from . import native, reference
-from .reference import READOUTS, RESETS, Neuron, state_dtype
+from .native import Wanted
+from .reference import AFFINE, PARAMETERS, READOUTS, RESETS, Neuron, state_dtype
 
 _OPTIONS = (
-    "SymInt steps, bool constant, int reset, float decay, float gain, float rest, float threshold, float v_reset, "
-    "bool strict, bool detach_reset, int surrogate, float shape, float center, bool smooth, int readout"
+    "SymInt steps, bool constant, float decay, float gain, float rest, float threshold, float v_reset, int reset, "
+    "bool strict, bool detach_reset, int surrogate, float shape, float scale, float center, bool smooth, int readout, "
+    "bool record, ScalarType dtype"
 )
+_INPUTS = "Tensor x, Tensor? v, Tensor? parameters, Tensor? weights"
+_WANTED = "bool want_x, bool want_v, bool want_weights, int want_parameters"
 
 
 class _Shapes:
@@ -31,20 +36,27 @@ class _Shapes:
         self.inner = tuple(x.shape) if p.constant else tuple(x.shape[1:])
         self.state_dtype = state_dtype(x.dtype)
 
-    def state(self, *leading: int) -> Tensor:
+    def _empty(self, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape = (*leading, *self.inner)
-        return layout.empty(shape, self.channels_last, len(leading) + 1, self.x, self.state_dtype)
+        return layout.empty(shape, self.channels_last, len(leading) + 1, self.x, dtype)
 
-    def output(self) -> Tensor:
-        shape = (self.p.steps, *self.inner) if READOUTS[self.p.readout] is None else self.inner
-        channel = len(shape) - len(self.inner) + 1
-        return layout.empty(shape, self.channels_last, channel, self.x, self.x.dtype)
+    def outputs(self, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """out, the last v, the membrane potentials and those that the backward starts from: what is not there is of
+        no steps."""
+        p = self.p
+        out = self._empty((p.steps,) if READOUTS[p.readout] is None else (), p.dtype)
+        saved = (p.steps - 1) // native.CHUNK if save else 0
+        return (
+            out,
+            self._empty((), self.state_dtype),
+            self._empty((p.steps if p.record else 0,), self.state_dtype),
+            self._empty((saved,), self.state_dtype),
+        )
 
-    def dx(self) -> Tensor:
-        return layout.empty(self.x.shape, self.channels_last, self.channel, self.x, self.x.dtype)
-
-    def saved(self, save: bool) -> Tensor:
-        return self.state((self.p.steps - 1) // native.CHUNK if save else 0)
+    def gradients(self, wanted: Wanted) -> tuple[Tensor, Tensor]:
+        x = self.x
+        dx = layout.empty(x.shape, self.channels_last, self.channel, x, x.dtype) if wanted.x else x.new_empty(0)
+        return dx, self._empty((), self.state_dtype) if wanted.v else x.new_empty(0, dtype=self.state_dtype)
 
     def dense(self, tensor: Tensor | None) -> Tensor | None:
         """A state, output or input in this call's layout."""
@@ -53,42 +65,83 @@ class _Shapes:
         return layout.as_layout(tensor, self.channels_last, tensor.dim() - len(self.inner) + 1)
 
 
-def _lif_fake(x: Tensor, v: Tensor | None, weights: Tensor | None, save: bool, *options):
-    shapes = _Shapes(x, Neuron(*options))
-    return shapes.output(), shapes.state(), shapes.saved(save)
+def _lif_fake(x, v, parameters, weights, save: bool, *options):
+    return _Shapes(x, Neuron(*options)).outputs(save)
 
 
-def _lif(x: Tensor, v: Tensor | None, weights: Tensor | None, save: bool, *options):
+def _lif(x: Tensor, v: Tensor | None, parameters: Tensor | None, weights: Tensor | None, save: bool, *options):
     p = Neuron(*options)
     shapes = _Shapes(x, p)
-    out, last, saved = shapes.output(), shapes.state(), shapes.saved(save)
+    results = shapes.outputs(save)
     if backends.pick(x.device) == "reference":
-        for result, value in zip((out, last), reference.lif(x, v, weights, p), strict=True):
-            result.copy_(value)
-        saved.zero_()
+        for result, value in zip(results, reference.lif(x, v, parameters, weights, p), strict=False):
+            if value is not None:
+                result.copy_(value)
+        results[-1].zero_()
     else:
-        native.lif(shapes.dense(x), shapes.dense(v), weights, out, last, saved, p)
-    return out, last, saved
+        outputs = dict(zip(("out", "v", "membrane", "saved"), results, strict=True))
+        native.lif(shapes.dense(x), shapes.dense(v), _contiguous(parameters), weights, outputs, shapes.channels_last, p)
+    return results
 
 
-def _lif_backward_fake(x, v, saved, weights, dout, dv, *options):
-    shapes = _Shapes(x, Neuron(*options))
-    return shapes.dx(), shapes.state()
+def _lif_backward_fake(x, v, parameters, weights, saved, dout, dv, dmembrane, center, wx, wv, ww, wp, *options):
+    p = Neuron(*options)
+    sums = (len(PARAMETERS), 1) if parameters is None else parameters.shape
+    return (
+        *_Shapes(x, p).gradients(Wanted(wx, wv, ww, wp)),
+        x.new_empty((sums[0], sums[1] if wp else 0), dtype=torch.float64),
+        x.new_empty(p.steps if ww else 0, dtype=torch.float64),
+    )
 
 
 def _lif_backward(
-    x: Tensor, v: Tensor | None, saved: Tensor, weights: Tensor | None, dout: Tensor, dv: Tensor | None, *options
+    x: Tensor,
+    v: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    saved: Tensor,
+    dout: Tensor | None,
+    dv: Tensor | None,
+    dmembrane: Tensor | None,
+    center_of_x: Tensor | None,
+    want_x: bool,
+    want_v: bool,
+    want_weights: bool,
+    want_parameters: int,
+    *options,
 ):
-    p = Neuron(*options)
-    shapes = _Shapes(x, p)
-    dx, dv0 = shapes.dx(), shapes.state()
+    p, wanted = Neuron(*options), Wanted(want_x, want_v, want_weights, want_parameters)
     if backends.pick(x.device) == "reference":
-        for result, value in zip((dx, dv0), reference.lif_backward(x, v, weights, dout, dv, p), strict=True):
-            result.copy_(value)
-    else:
-        tensors = [shapes.dense(t) for t in (x, v, saved)]
-        native.lif_backward(*tensors, weights, shapes.dense(dout), shapes.dense(dv), dx, dv0, p)
-    return dx, dv0
+        return _reference_backward(x, v, parameters, weights, (dout, dv, dmembrane), center_of_x, wanted, p)
+    shapes = _Shapes(x, p)
+    dx, dv0 = shapes.gradients(wanted)
+    inputs = {"saved": saved, "dout": dout, "dv": dv, "dmembrane": dmembrane}
+    inputs = {name: shapes.dense(tensor) for name, tensor in inputs.items()}
+    inputs |= {"center_of_x": center_of_x}
+    x, v, parameters = shapes.dense(x), shapes.dense(v), _contiguous(parameters)
+    outputs = {"dx": dx, "dv0": dv0}
+    sums = native.lif_backward(x, v, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p)
+    return dx, dv0, *sums
+
+
+def _reference_backward(x, v, parameters, weights, cotangents, center_of_x, wanted: Wanted, p: Neuron):
+    start = torch.zeros(_Shapes(x, p).inner, dtype=state_dtype(x.dtype), device=x.device) if v is None else v
+    inputs = (x, start, parameters, weights)
+    dx, dv0, dparameters, dweights = differentiate(lambda *i: reference.lif(*i, p), inputs, cotangents)
+    empty = _lif_backward_fake(x, v, parameters, weights, None, *cotangents, None, *wanted, *p)
+    results = [e if found is None or not e.numel() else e.copy_(found) for e, found in
+               zip(empty, (dx, dv0, dparameters, dweights), strict=True)]  # fmt: skip
+    if center_of_x is not None:
+        gain, rest = results[2][AFFINE if len(results[2]) == len(PARAMETERS) else slice(None)]
+        gain -= center_of_x * rest
+    return tuple(results)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+# -------------------------------------------------------------------------------------------------------- vmap rules
 
 
 def _fold(tensor: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
@@ -100,38 +153,8 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int, at: int) -> Tensor 
     return tensor.flatten(at, at + 1) if tensor.dim() > at + 1 else tensor
 
 
-def _lif_vmap(info, dims, x, v, weights, save, *options):
-    p = Neuron(*options)
-    _unbatched_weights(dims[2])
-    size, time = info.batch_size, 0 if p.constant else 1
-    inner = _inner(x, dims[0], time)
-    out, last, saved = lif_fwd(_fold(x, dims[0], size, time), _fold(v, dims[1], size, 0), weights, save, *options)
-    out_time = 1 if READOUTS[p.readout] is None else 0
-    results = (_unfold(out, out_time, size, inner), _unfold(last, 0, size, inner), _unfold(saved, 1, size, inner))
-    return results, (out_time, 0, 1)
-
-
-def _lif_backward_vmap(info, dims, x, v, saved, weights, dout, dv, *options):
-    p = Neuron(*options)
-    _unbatched_weights(dims[3])
-    size, time = info.batch_size, 0 if p.constant else 1
-    inner = _inner(x, dims[0], time)
-    out_time = 1 if READOUTS[p.readout] is None else 0
-    dx, dv0 = lif_bwd(
-        _fold(x, dims[0], size, time),
-        _fold(v, dims[1], size, 0),
-        _fold(saved, dims[2], size, 1),
-        weights,
-        _fold(dout, dims[4], size, out_time),
-        _fold(dv, dims[5], size, 0),
-        *options,
-    )
-    return (_unfold(dx, time, size, inner), _unfold(dv0, 0, size, inner)), (time, 0)
-
-
-def _unbatched_weights(dim: int | None) -> None:
-    if dim is not None:
-        raise NotImplementedError("readout: vmap over the weights is not supported, give the same to every call")
+def _unfold(tensor: Tensor, at: int, size: int, inner: tuple[int, ...]) -> Tensor:
+    return tensor.reshape(*tensor.shape[:at], size, *inner)
 
 
 def _inner(x: Tensor, dim: int | None, time: int) -> tuple[int, ...]:
@@ -141,52 +164,99 @@ def _inner(x: Tensor, dim: int | None, time: int) -> tuple[int, ...]:
     return tuple(shape[time:])
 
 
-def _unfold(tensor: Tensor, at: int, size: int, inner: tuple[int, ...]) -> Tensor:
-    return tensor.reshape(*tensor.shape[:at], size, *inner)
+def _lif_vmap(info, dims, x, v, parameters, weights, save, *options):
+    if dims[2] is not None or dims[3] is not None:
+        return one_by_one(lif_fwd, info, dims, x, v, parameters, weights, save, *options)
+    p = Neuron(*options)
+    size, time = info.batch_size, 0 if p.constant else 1
+    inner = _inner(x, dims[0], time)
+    x, v = _fold(x, dims[0], size, time), _fold(v, dims[1], size, 0)
+    results = lif_fwd(x, v, parameters, weights, save, *options)
+    at = (1 if READOUTS[p.readout] is None else 0, 0, 1, 1)
+    return tuple(_unfold(r, a, size, inner) for r, a in zip(results, at, strict=True)), at
+
+
+def _lif_backward_vmap(info, dims, *arguments):
+    options = arguments[13:]
+    wanted = Wanted(*arguments[9:13])
+    shared = (2, 3, 8)  # parameters, weights, and what batch norm adds
+    if any(dims[k] is not None for k in shared) or wanted.weights or wanted.parameters:
+        return one_by_one(lif_bwd, info, dims, *arguments)
+    x, v, parameters, weights, saved, dout, dv, dmembrane, center_of_x = arguments[:9]
+    p = Neuron(*options)
+    size, time = info.batch_size, 0 if p.constant else 1
+    inner = _inner(x, dims[0], time)
+    dx, dv0, *empty = lif_bwd(
+        _fold(x, dims[0], size, time),
+        _fold(v, dims[1], size, 0),
+        parameters,
+        weights,
+        _fold(saved, dims[4], size, 1),
+        _fold(dout, dims[5], size, 1 if READOUTS[p.readout] is None else 0),
+        _fold(dv, dims[6], size, 0),
+        _fold(dmembrane, dims[7], size, 1),
+        center_of_x,
+        *wanted,
+        *options,
+    )
+    dx, at = (_unfold(dx, time, size, inner), time) if wanted.x else (dx, None)
+    dv0, at_v = (_unfold(dv0, 0, size, inner), 0) if wanted.v else (dv0, None)
+    return (dx, dv0, *empty), (at, at_v, None, None)
 
 
 lif_fwd = register(
-    f"lif_fwd(Tensor x, Tensor? v, Tensor? weights, bool save, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
-    _lif,
-    _lif_fake,
-    _lif_vmap,
+    f"lif_fwd({_INPUTS}, bool save, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _lif, _lif_fake, _lif_vmap
 )
 lif_bwd = register(
-    "lif_bwd(Tensor x, Tensor? v, Tensor saved, Tensor? weights, Tensor dout, Tensor? dv, "
-    f"{_OPTIONS}) -> (Tensor, Tensor)",
+    f"lif_bwd({_INPUTS}, Tensor saved, Tensor? dout, Tensor? dv, Tensor? dmembrane, Tensor? center_of_x, "
+    f"{_WANTED}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _lif_backward,
     _lif_backward_fake,
     _lif_backward_vmap,
 )
 
 
+# ------------------------------------------------------------------------------------------------ autograd functions
+
+
 class _Lif(torch.autograd.Function):
-    """(x, v, weights, save, options) -> (out, last v, saved potentials)."""
+    """(x, v, parameters, weights, bits of the parameters to differentiate, save, options) -> what `lif_fwd` returns."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, weights, save, options):
-        return lif_fwd(x, v, weights, save, *options)
+    def forward(x, v, parameters, weights, bits, save, options):
+        return lif_fwd(x, v, parameters, weights, save, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, v, weights, _, ctx.options = inputs
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(x, v, weights, output[2])
+        x, v, parameters, weights, ctx.bits, _, ctx.options = inputs
+        fixed = [output[3]] if ctx.options.dtype.is_floating_point else [output[3], output[0]]
+        ctx.mark_non_differentiable(*fixed)
+        ctx.save_for_backward(x, v, parameters, weights, output[3])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, dout, dv, _):
-        x, v, weights, saved = ctx.saved_tensors
-        if dout is None and dv is None:
-            return (None,) * 5
-        if dout is None:
-            p = ctx.options
-            dout = x.new_zeros(x.shape if READOUTS[p.readout] is None or p.constant else x.shape[1:])
-            dout = dout.expand(p.steps, *x.shape) if READOUTS[p.readout] is None and p.constant else dout
-        dx, dv0 = _LifBackward.apply(x, v, saved, weights, dout, dv, ctx.options)
-        return dx, None if v is None else dv0, None, None, None
+    def backward(ctx, dout, dv, dmembrane, _):
+        x, v, parameters, weights, saved = ctx.saved_tensors
+        if dout is None and dv is None and dmembrane is None:
+            return (None,) * 7
+        needs = ctx.needs_input_grad
+        wanted = Wanted(needs[0], v is not None and needs[1], needs[3], ctx.bits if needs[2] else 0)
+        if not ctx.options.record:
+            dmembrane = None
+        dx, dv0, dparameters, dweights = _LifBackward.apply(
+            x, v, parameters, weights, saved, dout, dv, dmembrane, wanted, ctx.options
+        )
+        return (
+            dx if wanted.x else None,
+            dv0 if wanted.v else None,
+            dparameters.to(parameters.dtype) if wanted.parameters else None,
+            dweights if wanted.weights else None,
+            None,
+            None,
+            None,
+        )
 
 
 class _LifBackward(torch.autograd.Function):
@@ -195,38 +265,136 @@ class _LifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, saved, weights, dout, dv, options):
-        return lif_bwd(x, v, saved, weights, dout, dv, *options)
+    def forward(x, v, parameters, weights, saved, dout, dv, dmembrane, wanted, options):
+        return lif_bwd(x, v, parameters, weights, saved, dout, dv, dmembrane, None, *wanted, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, v, _, weights, dout, dv, ctx.options = inputs
-        ctx.save_for_backward(x, v, weights, dout, dv)
+        *tensors, ctx.wanted, ctx.options = inputs
+        del tensors[4]  # saved potentials: the reference starts from v
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, ddx, ddv0):
-        x, v, weights, dout, dv = ctx.saved_tensors
-        p = ctx.options
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x, v, dout, dv = (
-                None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-                for t in (x, v, dout, dv)
-            )
-            out, last = reference.lif(x, v, weights, p)
-            inputs = [t for t in (x, v) if t is not None]
-            outputs = [(out, dout)] if dv is None else [(out, dout), (last, dv)]
-            first = torch.autograd.grad(
-                [o for o, _ in outputs], inputs, [g for _, g in outputs], create_graph=True, materialize_grads=True
-            )
-            wanted = [t for t in (x, v, dout, dv) if t is not None]
-            second = iter(
-                torch.autograd.grad(
-                    first, wanted, [ddx, ddv0][: len(inputs)], create_graph=again, materialize_grads=True
-                )
-            )
-        dx, dv0, ddout, ddv = (None if t is None else next(second) for t in (x, v, dout, dv))
-        return dx, dv0, None, None, ddout, ddv, None
+    def backward(ctx, ddx, ddv0, ddparameters, ddweights):
+        inputs, cotangents = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        wanted, parameters = ctx.wanted, inputs[2]
+        seconds = (
+            ddx if wanted.x else None,
+            ddv0 if wanted.v else None,
+            ddparameters.to(parameters.dtype) if wanted.parameters and ddparameters is not None else None,
+            ddweights if wanted.weights else None,
+        )
+        first, second = differentiate_twice(lambda *i: reference.lif(*i, ctx.options), inputs, cotangents, seconds)
+        return *first, None, *second, None, None
+
+
+# ------------------------------------------------------------------------------------------------ the public function
+
+
+class Prepared(NamedTuple):
+    """Validated arguments of one call, as the autograd functions take them."""
+
+    parameters: Tensor | None  # (2 or 5, C) in the state's type
+    bits: int  # which of its rows may have a gradient
+    weights: Tensor | None  # (T), fp64
+    options: Neuron
+
+
+def prepare(
+    x: Tensor,
+    v: Tensor | None,
+    steps: int | None,
+    *,
+    name: str = "x",
+    learnt: Sequence[Tensor] = (),
+    decay: float | Tensor,
+    threshold: float | Tensor,
+    gain: float | Tensor = 1.0,
+    rest: float | Tensor = 0.0,
+    reset: str,
+    v_reset: float | Tensor,
+    detach_reset: bool,
+    strict: bool,
+    surrogate: Surrogate,
+    readout: str | Tensor | Sequence[float] | None,
+    record: str | None,
+    dtype: torch.dtype | None,
+) -> Prepared:
+    """Validates the arguments of `lif`, or of another op whose current is called `name` and depends on `learnt` too."""
+    if steps is None:
+        check.floating(name, x, 2, "(T, N, *)")
+        time, inner = check.steps(f"{name}'s time axis T", x.shape[0]), tuple(x.shape[1:])
+    else:
+        check.floating(name, x, 1, "(N, *) when steps= is given")
+        time, inner = check.steps("steps", steps), tuple(x.shape)
+    if v is not None:
+        check.like("v", v, inner, state_dtype(x.dtype), x.device)
+    surrogate = check.surrogate(surrogate)
+    if reset not in RESETS:
+        raise ValueError(f"reset: got {reset!r}, accepted are {', '.join(RESETS)}")
+    if record not in (None, "membrane"):
+        raise ValueError(f"record: got {record!r}, accepted are None and 'membrane'")
+    rate = isinstance(readout, str) and readout == "rate"
+    weights = None if readout is None or rate else _weights(readout, time, x.device)
+    values = {"decay": decay, "gain": gain, "rest": rest, "threshold": threshold, "v_reset": v_reset}
+    channels = inner[1] if len(inner) > 1 else 1
+    values = {k: check.parameter(k, value, channels, x.device) for k, value in values.items()}
+    parameters, bits = stack_parameters(values, state_dtype(x.dtype))
+    options = Neuron(
+        steps=time,
+        constant=steps is not None,
+        **{k: 0.0 if isinstance(value, Tensor) else value for k, value in values.items()},
+        reset=RESETS.index(reset),
+        strict=bool(strict),
+        detach_reset=bool(detach_reset),
+        surrogate=surrogate.id,
+        shape=surrogate.shape,
+        scale=float(surrogate.scale),
+        center=float(surrogate.center),
+        smooth=surrogate.smooth,
+        readout=READOUTS.index("weights" if weights is not None else readout),
+        record=record is not None,
+        dtype=check.spikes_dtype(dtype, x, readout is None and not surrogate.smooth, v, *values.values(), *learnt),
+    )
+    return Prepared(parameters, bits, weights, options)
+
+
+def lif_apply(x: Tensor, v: Tensor | None, a: Prepared) -> tuple[Tensor, ...]:
+    """(spikes, v), and m where it is recorded."""
+    out, last, membrane, _ = _Lif.apply(x, v, a.parameters, a.weights, a.bits, torch.is_grad_enabled(), a.options)
+    return (out, last, membrane) if a.options.record else (out, last)
+
+
+def stack_parameters(values: dict[str, float | Tensor], dtype: torch.dtype) -> tuple[Tensor | None, int]:
+    """Those of the five parameters that are tensors as one (2 or 5, C), differentiably, and a bit for each of them."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return None, 0
+    names = PARAMETERS[AFFINE] if tensors.keys() <= set(PARAMETERS[AFFINE]) else PARAMETERS
+    channels = next((tensor.numel() for tensor in tensors.values() if tensor.numel() != 1), 1)
+    like = next(iter(tensors.values()))
+    rows = [
+        tensors[name].to(dtype).reshape(-1).expand(channels)
+        if name in tensors
+        else torch.full((channels,), values[name], dtype=dtype, device=like.device)
+        for name in names
+    ]
+    return torch.stack(rows), sum(1 << k for k, name in enumerate(names) if name in tensors)
+
+
+def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
+    if isinstance(readout, str):
+        raise ValueError(f"readout: got {readout!r}, accepted are None, 'rate' or {steps} weights")
+    try:
+        weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"readout: got {type(readout).__name__}, accepted are None, 'rate' or {steps} weights"
+        ) from None
+    if tuple(weights.shape) != (steps,):
+        raise ValueError(f"readout: got weights of shape {tuple(weights.shape)}, accepted is ({steps},)")
+    return weights.contiguous()
 
 
 def lif(
@@ -246,94 +414,61 @@ def lif(
     readout: str | Tensor | Sequence[float] | None = None,
     record: str | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Leaky integrate-and-fire neurons over all time steps in one kernel, forward and backward (paper, eq. 1-3).
 
     Equivalent to::
 
         for t in range(T):
-            m = decay * v + gain * x[t] + rest
-            s[t] = (m >= threshold)                     # with the surrogate's derivative
-            v = m * (1 - s[t]) + v_reset * s[t]         # reset="hard"; "soft": v = m - threshold * s[t]
+            m[t] = decay * v + (gain * x[t] + rest)
+            s[t] = (m[t] >= threshold)                     # with the surrogate's derivative
+            v = m[t] * (1 - s[t]) + v_reset * s[t]         # reset="hard"
+                                                           # "soft": v = m[t] - threshold * s[t]; "none": v = m[t]
+
+    `reset="delayed"` subtracts the threshold one step later, undamped, as snnTorch does: m[t] = decay * v +
+    (gain * x[t] + rest) - threshold * (v >= threshold), v = m[t].
 
     Args:
         x: input current, (T, N, *), fp64, fp32, bf16 or fp16; contiguous and channels-last (of (T, N, C, H, W)) are
             read as they are, anything else is copied once. With `steps`, (N, *): a current constant in time.
         v: membrane potential before the first step, (N, *), fp64 for fp64 x, else fp32. Default: 0.
         steps: T, for an x without time axis.
-        decay, gain, rest, threshold, v_reset: finite numbers, the same for all neurons.
-        reset: "hard" (to `v_reset`) or "soft" (subtract the threshold).
+        decay, gain, rest, threshold, v_reset: finite numbers, or tensors of 1 or C elements (C: axis 2 of x), of any
+            floating dtype, read on the device; all with gradients. Sums over a batch are the same for any number of
+            threads.
+        reset: "hard" (to `v_reset`), "soft" (subtract the threshold), "none", "delayed" (see above).
         detach_reset: no gradient through the spike in the reset.
         strict: fire above the threshold only, not at it.
         surrogate: one of `esvae_kernels.surrogate`. Default: `ATan()`.
-        readout: None returns the spikes. "rate" returns their mean over time, T numbers (a tensor or a sequence; no
-            gradient) the weighted sum over time; the spikes themselves are then never stored.
-        record: reserved for "membrane".
-        dtype: the spikes' dtype; this version serves x's own.
+        readout: None returns the spikes. "rate" returns their mean over time, T numbers (a tensor, which may have a
+            gradient, or a sequence) the weighted sum over time; the spikes themselves are then never stored.
+        record: "membrane" returns m as well, before the reset.
+        dtype: the spikes' (or the readout's) dtype: fp64, fp32, bf16, fp16 (default: x's own), or for spikes that need
+            no gradient uint8.
 
     Returns:
-        (spikes, v): spikes (T, N, *), or with a readout (N, *), in x's dtype and layout; the last membrane potential
-        (N, *), so that a sequence can be cut anywhere and go on.
+        (spikes, v), or with `record` (spikes, v, m): spikes (T, N, *), or with a readout (N, *), in x's layout; the
+        last membrane potential (N, *), so that a sequence can be cut anywhere and go on; m (T, N, *). v and m are fp32
+        (fp64 for fp64 x).
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came and what is accepted.
-        NotImplementedError: for what the signature has and this version does not.
     """
-    if steps is None:
-        check.floating("x", x, 2, "(T, N, *)")
-        time, inner = check.steps("x's time axis T", x.shape[0]), tuple(x.shape[1:])
-    else:
-        check.floating("x", x, 1, "(N, *) when steps= is given")
-        time, inner = check.steps("steps", steps), tuple(x.shape)
-    channels = inner[1] if len(inner) > 1 else 1
-    if v is not None:
-        check.like("v", v, inner, state_dtype(x.dtype), x.device)
-    surrogate = check.surrogate(surrogate)
-    if reset in ("none", "delayed"):
-        raise NotImplementedError(f"reset: {reset!r} is not there yet; accepted are {', '.join(RESETS)}")
-    if reset not in RESETS:
-        raise ValueError(f"reset: got {reset!r}, accepted are {', '.join(RESETS)}")
-    if record is not None:
-        raise NotImplementedError(f"record: got {record!r}; this version records nothing, accepted is None")
-    if dtype not in (None, x.dtype):
-        raise NotImplementedError(f"dtype: got {dtype}; this version returns spikes in x's dtype, {x.dtype}")
-    weights = (
-        None
-        if readout is None or (isinstance(readout, str) and readout == "rate")
-        else _weights(readout, time, x.device)
+    a = prepare(
+        x,
+        v,
+        steps,
+        decay=decay,
+        threshold=threshold,
+        gain=gain,
+        rest=rest,
+        reset=reset,
+        v_reset=v_reset,
+        detach_reset=detach_reset,
+        strict=strict,
+        surrogate=surrogate,
+        readout=readout,
+        record=record,
+        dtype=dtype,
     )
-    p = Neuron(
-        steps=time,
-        constant=steps is not None,
-        reset=RESETS.index(reset),
-        decay=check.number("decay", decay, channels),
-        gain=check.number("gain", gain, channels),
-        rest=check.number("rest", rest, channels),
-        threshold=check.number("threshold", threshold, channels),
-        v_reset=check.number("v_reset", v_reset, channels),
-        strict=bool(strict),
-        detach_reset=bool(detach_reset),
-        surrogate=surrogate.id,
-        shape=surrogate.shape,
-        center=float(surrogate.center),
-        smooth=surrogate.smooth,
-        readout=READOUTS.index("weights" if weights is not None else readout),
-    )
-    out, last, _ = _Lif.apply(x, v, weights, torch.is_grad_enabled(), p)
-    return out, last
-
-
-def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
-    if isinstance(readout, str):
-        raise ValueError(f"readout: got {readout!r}, accepted are None, 'rate' or {steps} weights")
-    if isinstance(readout, Tensor) and readout.requires_grad:
-        raise NotImplementedError("readout: got weights that require a gradient; this version takes constants")
-    try:
-        weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"readout: got {type(readout).__name__}, accepted are None, 'rate' or {steps} weights"
-        ) from None
-    if tuple(weights.shape) != (steps,):
-        raise ValueError(f"readout: got weights of shape {tuple(weights.shape)}, accepted is ({steps},)")
-    return weights.contiguous()
+    return lif_apply(x, v, a)

@@ -11,24 +11,24 @@ from ...surrogate import Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import native, reference
 
-_OPTIONS = "int surrogate, float shape, float center, bool smooth"
+_OPTIONS = "int surrogate, float shape, float scale, float center, bool smooth"
 
 
 def _seed(seed: Tensor) -> int:
     return int(seed) & 0xFFFFFFFFFFFFFFFF
 
 
-def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, *options):
-    return rate.new_empty((steps, *rate.shape))
+def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options):
+    return rate.new_empty((steps, *rate.shape), dtype=dtype)
 
 
-def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, *options):
-    out = _poisson_fake(rate, ids, seed, steps)
+def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options):
+    out = _poisson_fake(rate, ids, seed, steps, dtype)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return out
     if backends.pick(rate.device) == "reference":
-        return out.copy_(reference.poisson(rate, ids, _seed(seed), steps, surrogate))
+        return out.copy_(reference.poisson(rate, ids, _seed(seed), steps, surrogate, dtype))
     native.poisson(rate.contiguous(), ids.contiguous(), _seed(seed), out, surrogate)
     return out
 
@@ -52,10 +52,10 @@ def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _poisson_vmap(info, dims, rate, ids, seed, steps, *options):
+def _poisson_vmap(info, dims, rate, ids, seed, steps, dtype, *options):
     _unbatched_seed(dims[2])
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
-    spikes = poisson_fwd(rate.flatten(0, 1), ids.flatten(), seed, steps, *options)
+    spikes = poisson_fwd(rate.flatten(0, 1), ids.flatten(), seed, steps, dtype, *options)
     return spikes.unflatten(1, rate.shape[:2]), 1
 
 
@@ -73,7 +73,7 @@ def _unbatched_seed(dim: int | None) -> None:
 
 
 poisson_fwd = register(
-    f"poisson_fwd(Tensor rate, Tensor ids, Tensor seed, SymInt steps, {_OPTIONS}) -> Tensor",
+    f"poisson_fwd(Tensor rate, Tensor ids, Tensor seed, SymInt steps, ScalarType dtype, {_OPTIONS}) -> Tensor",
     _poisson,
     _poisson_fake,
     _poisson_vmap,
@@ -90,18 +90,18 @@ class _Poisson(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, steps, options):
-        return poisson_fwd(rate, ids, seed, steps, *options)
+    def forward(rate, ids, seed, steps, dtype, options):
+        return poisson_fwd(rate, ids, seed, steps, dtype, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rate, ids, seed, _, ctx.options = inputs
+        rate, ids, seed, _, _, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed)
 
     @staticmethod
     def backward(ctx, dspikes):
         drate = _PoissonBackward.apply(*ctx.saved_tensors, dspikes, ctx.options)
-        return drate, None, None, None, None
+        return drate, None, None, None, None, None
 
 
 class _PoissonBackward(torch.autograd.Function):
@@ -160,7 +160,8 @@ def poisson(
         surrogate: one of `esvae_kernels.surrogate`. Default: `Rectangular(0.5)`, the paper's.
         generator: draws the seed; default: torch's generator of the rates' device.
         seed: an integer, or an int64 tensor of one element on the rates' device, instead of drawing one.
-        dtype: the spikes' dtype; this version serves the rates' own.
+        dtype: the spikes' dtype: fp64, fp32, bf16 or fp16, or uint8 where no gradient flows. Default: the rates' own.
+            The rates' gradient comes back in the rates' dtype.
         check_rates: raise if a rate is NaN or outside [0, 1] (waits for the device).
 
     Returns:
@@ -168,13 +169,11 @@ def poisson(
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came and what is accepted.
-        NotImplementedError: for a dtype other than the rates'.
     """
     check.floating("rate", rate, 1, "(N, *)")
     steps = check.steps("steps", steps)
     surrogate = check.surrogate(surrogate)
-    if dtype not in (None, rate.dtype):
-        raise NotImplementedError(f"dtype: got {dtype}; this version returns spikes in the rates' dtype, {rate.dtype}")
+    dtype = check.spikes_dtype(dtype, rate, not surrogate.smooth)
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, accepted is one of them")
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -185,8 +184,8 @@ def poisson(
         sample_ids = torch.arange(rate.shape[0], device=rate.device)
     else:
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
-    options = (surrogate.id, surrogate.shape, float(surrogate.center), surrogate.smooth)
-    return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, options)
+    options = (surrogate.id, surrogate.shape, float(surrogate.scale), float(surrogate.center), surrogate.smooth)
+    return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, dtype, options)
 
 
 def seed_tensor(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -49,15 +49,17 @@ def uniforms(ids: Tensor, elements: int, steps: int, seed: int, dtype: torch.dty
     return (lanes >> 8).to(dtype) * 2.0**-24
 
 
-def poisson(rate: Tensor, ids: Tensor, seed: int, steps: int, surrogate: Surrogate) -> Tensor:
-    """rate (N, *) -> spikes (T, N, *) in rate's dtype, compared in fp32 (fp64 for fp64 rates)."""
+def poisson(
+    rate: Tensor, ids: Tensor, seed: int, steps: int, surrogate: Surrogate, dtype: torch.dtype | None = None
+) -> Tensor:
+    """rate (N, *) -> spikes (T, N, *) in `dtype` (default: rate's), compared in fp32 (fp64 for fp64 rates)."""
     r = rate.to(state_dtype(rate.dtype))
     u = uniforms(ids, math.prod(rate.shape[1:]), steps, seed, r.dtype).view(steps, *rate.shape)
-    return spike(r - u - surrogate.center, u < r, surrogate).to(rate.dtype)
+    return spike(r - u - surrogate.center, u < r, surrogate).to(dtype or rate.dtype)
 
 
 def poisson_backward(rate: Tensor, ids: Tensor, seed: int, dspikes: Tensor, surrogate: Surrogate) -> Tensor:
-    """The gradient of the rates, from that of the spikes."""
+    """The gradient of the rates, in their dtype, from that of the spikes."""
     r = rate.to(state_dtype(rate.dtype))
     u = uniforms(ids, math.prod(rate.shape[1:]), len(dspikes), seed, r.dtype).view(dspikes.shape)
     return (dspikes.to(r.dtype) * surrogate.derivative(r - u - surrogate.center)).sum(0).to(rate.dtype)

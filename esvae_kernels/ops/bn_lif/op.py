@@ -1,0 +1,262 @@
+"""`bn_lif`: the raw op of the statistics, the autograd function and the public function.
+
+Four passes over y, each a raw op, with what is per channel computed between them in fp64: the statistics
+(`bn_lif_statistics`), normalise and scan (`lif_fwd` with gain and rest per channel), back through the scan, with the
+sums over channels (`lif_bwd`), and what mean and variance add to the gradient of y (`bn_lif_correct`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import backends, check, layout
+from ...library import differentiate_twice, register
+from ...surrogate import ATan, Surrogate
+from ..lif.native import Wanted
+from ..lif.op import Prepared, lif_apply, lif_bwd, lif_fwd, prepare
+from ..lif.reference import AFFINE, state_dtype
+from . import native, reference
+
+_GAIN_AND_REST = 3  # the bits of both rows of (a, b)
+
+
+def _statistics(y: Tensor, channel: int):
+    if backends.pick(y.device) == "reference":
+        return reference.statistics(y, channel)
+    channels_last = layout.is_channels_last(y, channel)
+    return native.statistics(layout.as_layout(y, channels_last, channel), channel, channels_last)
+
+
+def _statistics_fake(y: Tensor, channel: int):
+    return tuple(y.new_empty(y.shape[channel], dtype=torch.float64) for _ in range(2))
+
+
+bn_lif_statistics = register(
+    "bn_lif_statistics(Tensor y, int channel) -> (Tensor, Tensor)", _statistics, _statistics_fake
+)
+
+
+def _correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
+    if backends.pick(y.device) == "reference":
+        return reference.correct(dx, y, factors, channel)
+    channels_last = layout.is_channels_last(dx, channel)
+    dx, y = (layout.as_layout(tensor, channels_last, channel) for tensor in (dx, y))
+    dy = _correct_fake(dx, y, factors, channel)
+    native.correct(dx, y, factors.contiguous(), dy, channel, channels_last)
+    return dy
+
+
+def _correct_fake(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
+    return layout.empty(dx.shape, layout.is_channels_last(dx, channel), channel, dx, dx.dtype)
+
+
+bn_lif_correct = register(
+    "bn_lif_correct(Tensor dx, Tensor y, Tensor factors, int channel) -> Tensor", _correct, _correct_fake
+)
+
+
+class _BnLif(torch.autograd.Function):
+    """In training: (y, v, weight, bias, parameters, readout weights, mean, variance, ...) -> what `lif_fwd` returns.
+
+    The gradient of y goes through mean and variance too, which are given so that others than y's own may enter them.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y, v, weight, bias, parameters, weights, mean, variance, bits, scale, eps, save, options):
+        ab = reference.affine(mean, variance, weight, bias, scale, eps).to(state_dtype(y.dtype))
+        return lif_fwd(y, v, reference.with_affine(parameters, ab), weights, save, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.bits, ctx.scale, ctx.eps, _, ctx.options = inputs
+        fixed = [output[3]] if ctx.options.dtype.is_floating_point else [output[3], output[0]]
+        ctx.mark_non_differentiable(*fixed)
+        ctx.save_for_backward(*tensors, output[3])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, dout, dv, dmembrane, _):
+        tensors = ctx.saved_tensors
+        _, v, weight, bias, parameters = tensors[:5]
+        if dout is None and dv is None and dmembrane is None:
+            return (None,) * 13
+        needs = ctx.needs_input_grad
+        wanted = Wanted(needs[0], v is not None and needs[1], needs[5], ctx.bits if needs[4] else 0)
+        dmembrane = dmembrane if ctx.options.record else None
+        dy, dv0, dweight, dbias, dparameters, dweights = _BnLifBackward.apply(
+            *tensors, dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options
+        )
+        return (
+            dy if wanted.x else None,
+            dv0 if wanted.v else None,
+            dweight.to(weight.dtype),
+            dbias.to(bias.dtype),
+            dparameters.to(parameters.dtype) if wanted.parameters else None,
+            dweights if wanted.weights else None,
+            *(None,) * 7,
+        )
+
+
+class _BnLifBackward(torch.autograd.Function):
+    """The backward as a function of its own, so that it can be differentiated again: through the reference."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        y, v, weight, bias, parameters, weights, mean, variance, saved, dout, dv, dmembrane, wanted, scale, eps, options
+    ):
+        ab = reference.affine(mean, variance, weight, bias, scale, eps)
+        stacked = reference.with_affine(parameters, ab.to(state_dtype(y.dtype)))
+        inputs = (y, v, stacked, weights, saved, dout, dv, dmembrane)
+        every = parameters is not None
+        center, bits = mean.to(stacked.dtype), wanted.parameters | _GAIN_AND_REST << AFFINE.start * every
+        dy, dv0, sums, dweights = lif_bwd(*inputs, center, wanted.x, wanted.v, wanted.weights, bits, *options)
+        da, db = sums[AFFINE] if every else sums  # sums of dm (y - mean) and of dm
+        rstd = torch.rsqrt(variance + eps)
+        if wanted.x:  # dL/dy = a dm + (p y + q), of mean and variance
+            count = y.numel() // len(mean)
+            p = -ab[0] * da * rstd.square() / count
+            q = -ab[0] * db / count - p * mean
+            dy = bn_lif_correct(dy, y, torch.stack([p, q]).to(stacked.dtype), 1 if options.constant else 2)
+        return dy, dv0, da * (scale * rstd), db.clone(), sums.clone() if every else sums.new_empty(0), dweights
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.wanted, ctx.scale, ctx.eps, ctx.options = inputs
+        del tensors[6:9]  # statistics and saved potentials: the reference starts from y and v
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, ddy, ddv0, ddweight, ddbias, ddparameters, ddweights):
+        inputs, cotangents = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        wanted, (_, _, weight, bias, parameters, _) = ctx.wanted, inputs
+        seconds = (
+            ddy if wanted.x else None,
+            ddv0 if wanted.v else None,
+            None if ddweight is None else ddweight.to(weight.dtype),
+            None if ddbias is None else ddbias.to(bias.dtype),
+            ddparameters.to(parameters.dtype) if wanted.parameters and ddparameters is not None else None,
+            ddweights if wanted.weights else None,
+        )
+        first, second = differentiate_twice(
+            lambda *i: reference.bn_lif(*i, ctx.scale, ctx.eps, ctx.options), inputs, cotangents, seconds
+        )
+        return *first, None, None, None, *second, *(None,) * 4
+
+
+def bn_lif(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    scale: float = 1.0,
+    v: Tensor | None = None,
+    steps: int | None = None,
+    decay: float | Tensor,
+    threshold: float | Tensor,
+    reset: str = "hard",
+    v_reset: float | Tensor = 0.0,
+    detach_reset: bool = False,
+    strict: bool = False,
+    surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
+    readout: str | Tensor | Sequence[float] | None = None,
+    record: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, ...]:
+    """Threshold-dependent batch norm (tdBN; Zheng et al., 2021) and LIF neurons in one; the normalised current is
+    never stored.
+
+    Equivalent to::
+
+        x = batch_norm(y.flatten(0, 1), running_mean, running_var, scale * weight, bias, training, momentum, eps)
+        spikes, v = lif(x.unflatten(0, (T, N)), v, decay=decay, threshold=threshold, ...)
+
+    with the statistics over T, N and space, in fp64. In training the running buffers are updated in place (the running
+    variance with the unbiased one).
+
+    Args:
+        y: (T, N, C, *), or with `steps` (N, C, *), the same at every time step: statistics and norm then cost one pass
+            over it, not T. fp64, fp32, bf16 or fp16, contiguous or channels-last.
+        weight, bias: (C), of any floating dtype.
+        running_mean, running_var: (C), of any floating dtype; used in evaluation, updated in training.
+        training: normalise by the batch's statistics, with gradients through them.
+        momentum, eps: as in torch's batch norm.
+        scale: multiplies `weight`; tdBN's alpha * threshold.
+        v, steps, decay .. dtype: as in `lif`; its gain and rest are the norm's.
+
+    Returns:
+        What `lif` returns.
+
+    Raises:
+        TypeError, ValueError: one line naming the argument, what came and what is accepted.
+    """
+    a = prepare(
+        y,
+        v,
+        steps,
+        name="y",
+        learnt=(weight, bias),
+        decay=decay,
+        threshold=threshold,
+        reset=reset,
+        v_reset=v_reset,
+        detach_reset=detach_reset,
+        strict=strict,
+        surrogate=surrogate,
+        readout=readout,
+        record=record,
+        dtype=dtype,
+    )
+    channel = 1 if a.options.constant else 2
+    if y.dim() <= channel:
+        accepted = "(N, C, *) when steps= is given" if a.options.constant else "(T, N, C, *)"
+        raise ValueError(f"y: got shape {tuple(y.shape)}, accepted is {accepted}")
+    channels = (y.shape[channel],)
+    for name, tensor in (
+        ("weight", weight),
+        ("bias", bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ):
+        check.floating(name, tensor, 1, f"{channels}")
+        check.like(name, tensor, channels, tensor.dtype, y.device)
+    momentum, eps, scale = (check.number(n, x) for n, x in (("momentum", momentum), ("eps", eps), ("scale", scale)))
+    if not training:
+        ab = reference.affine(running_mean.double(), running_var.double(), weight, bias, scale, eps)
+        parameters = reference.with_affine(a.parameters, ab.to(state_dtype(y.dtype)))
+        return lif_apply(y, v, a._replace(parameters=parameters, bits=_bits(a)))
+    count = y.numel() // max(channels[0], 1)
+    if count < 2:
+        raise ValueError(
+            f"y: got {count} value per channel in shape {tuple(y.shape)}, accepted in training are 2 or more"
+        )
+    mean, variance = bn_lif_statistics(y.detach(), channel)
+    if momentum:
+        _update(running_mean, running_var, mean, variance, momentum, count * (a.options.steps if steps else 1))
+    parameters = None if a.parameters is None else a.parameters.expand(-1, *channels)  # so that gradients fit
+    arguments = (parameters, a.weights, mean, variance, a.bits, scale, eps, torch.is_grad_enabled(), a.options)
+    out, last, membrane, _ = _BnLif.apply(y, v, weight, bias, *arguments)
+    return (out, last, membrane) if a.options.record else (out, last)
+
+
+def _bits(a: Prepared) -> int:
+    """Of a stack with (a, b) in it: those too may have a gradient."""
+    return _GAIN_AND_REST if a.parameters is None else a.bits | _GAIN_AND_REST << AFFINE.start
+
+
+@torch.no_grad()
+def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float, n: int) -> None:
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_((variance * (n / (n - 1))).to(running_var.dtype), momentum)
