@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp')
 
-.PHONY: help install demo test bench lint clean
+.PHONY: help install demo test bench lint sanitize sanitize-address sanitize-thread clean
+.NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
 	@echo "make demo   install, train on digits for some minutes, write grids, print the metrics"
 	@echo "make test   install, run every test"
 	@echo "make bench  install, compare speeds (SpikingJelly and snnTorch too, where installed in .venv)"
 	@echo "make lint   formatting and lint"
+	@echo "make sanitize   the kernel tests under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer"
 
 install: .venv/.installed
 
@@ -33,6 +35,33 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# A module of their own for the sanitizers, each in a folder with the package beside it. ARGS="-v -k ..." goes to pytest.
+sanitize: sanitize-address sanitize-thread
+
+build/sanitize-address/.built: SANITIZERS := address,undefined
+build/sanitize-thread/.built: SANITIZERS := thread
+build/sanitize-%/.built: $(SOURCES) | install
+	rm -rf $(@D)
+	CXX=g++ CMAKE_ARGS=-DESVAE_SANITIZE=$(SANITIZERS) $(BIN)/pip install --quiet --no-deps --target $(@D) .
+	@touch $@
+
+# Python is not built with a sanitizer, so the runtime is preloaded; with libstdc++, or it does not find what throws.
+preload = LD_PRELOAD="$(foreach library,$(1) stdc++,$(shell g++ -print-file-name=lib$(library).so))"
+# Not under a sanitizer: what compiles or inspects Python, and what measures time. --capture=sys lets the reports through.
+# Two threads on any machine. A test file that is not there is no error.
+sanitized = OMP_NUM_THREADS=2 PYTHONPATH=build/sanitize-$(1) $(BIN)/pytest --quiet --capture=sys -m "not slow" \
+  -k "not test_compile and not test_opcheck and not interpreter_goes_on" $(ARGS) \
+  $(wildcard $(patsubst %,tests/test_%.py,lif bn_lif poisson surrogate backends kernels_nn))
+
+# Leaks are not looked for: Python and torch leave 10 MB at exit, and the kernels allocate no memory.
+sanitize-address: build/sanitize-address/.built
+	$(call preload,asan) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(call sanitized,address)
+
+# Misuse of mutexes is not looked for: the kernels have none, and of torch's ThreadSanitizer sees only some calls.
+# It goes on after a race; the exit status is then 66 at the end.
+sanitize-thread: build/sanitize-thread/.built
+	$(call preload,tsan) TSAN_OPTIONS=report_mutex_bugs=0:suppressions=$(CURDIR)/tests/sanitize.supp $(call sanitized,thread)
 
 clean:
 	rm -rf .venv build dist *.egg-info _esvae_kernels*.so
