@@ -1,4 +1,4 @@
-"""`poisson` against the copy of its bytes and against its peers.
+"""`poisson` against the copy of its bytes, over T and the spikes' dtype, and against its peers.
 
 Other libraries draw other random numbers, so that entries are compared by what the spikes and the gradient are on
 average. SpikingJelly's and snnTorch's encoders have no gradient: they run forward only.
@@ -6,6 +6,7 @@ average. SpikingJelly's and snnTorch's encoders have no gradient: they run forwa
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,62 +14,79 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from peers import copy_of, poisson_contender
+from passes import DTYPES, STEPS, Bytes, measure_passes
+from peers import SURROGATES, poisson_contender
 from torch import Tensor
+
+from esvae_kernels import poisson
 
 LOOPS = ("loop", "compiled loop")
 PEERS = (*LOOPS, "SpikingJelly", "snnTorch")
 
 
 class Case(NamedTuple):
-    """One group. `values`: how many fp32 values the operation has to move per rate and time step."""
+    """One group."""
 
     passes: str
-    values: int
     peers: tuple[str, ...] = ()
     surrogate: str = "Rectangular(0.5)"
+    dtype: torch.dtype = torch.float32
+    steps: int = 16
 
     @property
     def group(self) -> str:
-        return f"poisson, {self.passes}" + ("" if self.passes == "forward" else f", {self.surrogate}")
+        name = f"poisson, {self.passes}" + ("" if self.passes == "forward" else f", {self.surrogate}")
+        return name + (", bf16" if self.dtype == torch.bfloat16 else "") + f", T = {self.steps}" * (self.steps != 16)
 
 
 CASES = (
-    Case("forward", 1, PEERS),
-    Case("backward", 1),
-    Case("forward+backward", 2, LOOPS),
-    Case("backward", 1, surrogate="StraightThrough"),
-    Case("forward+backward", 2, LOOPS, "StraightThrough"),
+    Case("forward", PEERS),
+    Case("backward"),
+    Case("forward+backward", LOOPS),
+    Case("backward", surrogate="StraightThrough"),
+    Case("forward+backward", LOOPS, "StraightThrough"),
+    *(
+        Case(passes, dtype=dtype, steps=steps)
+        for steps, dtype, passes in itertools.product(STEPS, (torch.float32, torch.bfloat16), ("forward", "backward"))
+        if (steps, dtype) != (16, torch.float32)  # above
+    ),
 )
-ENTRIES = [
-    pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in ("copy", "ours", *case.peers)
-]
+ENTRIES = [pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in ("ours", *case.peers)]
 
 
 @pytest.fixture(scope="module")
 def noise(size) -> tuple[Tensor, Tensor]:
-    """Rates (samples, 1024) and a gradient of the spikes (T, samples, 1024), all in [0, 1)."""
+    """Numbers in [0, 1): as many as there are rates at the least T, and as many as spikes at any."""
     generator = torch.Generator().manual_seed(0)
-    shape = (size.neurons // 1024, 1024)
-    return torch.rand(shape, generator=generator), torch.rand(size.steps, *shape, generator=generator)
+    total = size.steps * size.neurons
+    return torch.rand(total // 4, generator=generator), torch.rand(total, generator=generator)
 
 
 @pytest.mark.parametrize(("case", "entry"), ENTRIES)
 def test_poisson(case: Case, entry: str, noise: tuple[Tensor, Tensor], measure: Callable[..., None]) -> None:
-    rate, dspikes = noise
-    info = {"T": len(dspikes), "N": rate.numel(), "elements": dspikes.numel(), "dtype": "float32"}
-    if entry == "copy":
-        measure(case.group, entry, copy_of(case.values * 4 * dspikes.numel()), **info)
-        return
-    rate = rate.detach().requires_grad_(case.passes != "forward")
-    forward = partial(poisson_contender(entry, len(dspikes), case.surrogate), rate)
-    assert_fires(forward, case, rate, dspikes)
-    if case.passes == "forward":
-        measure(case.group, entry, torch.no_grad()(forward), **info)
-    elif case.passes == "backward":
-        measure(case.group, entry, partial(torch.autograd.grad, forward(), rate, dspikes, retain_graph=True), **info)
-    else:
-        measure(case.group, entry, lambda: torch.autograd.grad(forward(), rate, dspikes), forward, **info)
+    size = noise[1].numel() // case.steps
+    shape = (size // min(1024, size), min(1024, size))  # samples of 1024 rates
+    rate, dspikes = noise[0][:size].view(shape), noise[1].view(case.steps, *shape).to(case.dtype)
+    info = {
+        "op": "poisson",
+        "passes": case.passes,
+        "surrogate": "" if case.passes == "forward" else case.surrogate,
+        "T": case.steps,
+        "N": size,
+        "elements": dspikes.numel(),
+        "dtype": DTYPES[case.dtype],
+        "bytes": Bytes(4, 4, scans=0).of(case.passes, case.steps, case.dtype),
+    }
+    rate = rate.clone().requires_grad_(case.passes != "forward")  # a storage of its own, to count what is saved
+    call = contender(entry, case)
+    assert_fires(partial(call, rate), case, rate, dspikes)
+    measure_passes(measure, case.group, entry, call, (rate,), dspikes, **info)
+
+
+def contender(entry: str, case: Case) -> Callable[[Tensor], Tensor]:
+    if entry == "ours":
+        return partial(poisson, steps=case.steps, surrogate=SURROGATES[case.surrogate], dtype=case.dtype)
+    return poisson_contender(entry, case.steps, case.surrogate)
 
 
 def assert_fires(forward: Callable[[], Tensor], case: Case, rate: Tensor, dspikes: Tensor) -> None:
@@ -80,13 +98,13 @@ def assert_fires(forward: Callable[[], Tensor], case: Case, rate: Tensor, dspike
     assert bool(((spikes == 0) | (spikes == 1)).all())
     error = 2.5 / math.sqrt(dspikes.numel())  # six standard deviations of the mean spike, four of the mean gradient
     r = rate.detach()
-    counts = spikes.detach().mean(0)
+    counts = spikes.detach().float().mean(0)
     assert (counts - r).mean().abs() < error
     assert ((counts - r) * (r - 0.5)).mean().abs() < error / 4
     if case.passes == "forward":
         return
     (drate,) = torch.autograd.grad(spikes, rate, dspikes)
-    expected = dspikes.sum(0)
+    expected = dspikes.float().sum(0)
     if case.surrogate == "StraightThrough":
         torch.testing.assert_close(drate, expected)
         return

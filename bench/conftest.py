@@ -1,8 +1,9 @@
 """What all benchmarks share: options, the size of the problem, and `measure`, which times one entry of one group.
 
-`pytest bench/` times; `pytest bench/ --benchmark-disable` only checks that everything runs, at a tiny size. A benchmark
-belongs to a group, and in it goes by its entry's name: "copy" or "ReLU twin" (the yardsticks), "ours", or a peer's. A
-ratio is always one of two medians of the same process.
+`pytest bench/` times; `pytest bench/ --benchmark-disable` only checks that everything runs, at a tiny size and with
+nothing compiled. A benchmark belongs to a group, and in it goes by its entry's name: "ours", a peer's, or "ReLU twin"
+(a yardstick, as is the copy that each entry of an op is timed in turn with). A ratio is always one of two medians of
+the same process.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import NamedTuple
 
 import pytest
 import torch
-from memory import peak_bytes, saved_bytes
+from memory import peak_bytes, saved_bytes, settle
 from table import Row, markdown
 
 import esvae_kernels
 
-WARMUP_ROUNDS = 2
 _ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -42,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.stash[_ROWS] = []
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if config.getoption("--benchmark-disable"):
+        torch.compiler.set_stance("force_eager")  # to compile takes longer than all else of a smoke run
     if not config.getoption("--untuned"):
         esvae_kernels.tune_allocator()
 
@@ -49,13 +53,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if rows := config.stash[_ROWS]:
         terminalreporter.section("medians and ratios")
-        terminalreporter.write_line(markdown([rows]))
+        terminalreporter.write_line(markdown([rows], every_group=False))
 
 
 @pytest.fixture(scope="session")
 def smoke(pytestconfig: pytest.Config) -> bool:
     """Whether nothing is timed, so that everything should be small."""
     return bool(pytestconfig.getoption("--benchmark-disable"))
+
+
+@pytest.fixture(scope="session")
+def elements(smoke: bool) -> int:
+    """How many elements, all time steps counted, the tensors have; the same at every T."""
+    return 20 << 14 if smoke else 1 << 25
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +78,9 @@ def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
     """measure(group, entry, run, forward=None, ..., **info): times `run`, and counts the bytes it needs at its peak.
 
     `forward`, where given, builds the graph whose saved tensors are counted, and `peak` counts otherwise than here and
-    now. `rounds` are for what takes long: fewer than asked for, after one to warm up. `info` is recorded too.
+    now. `against` is timed in turn with `run`, round by round, so that their ratio is one of the same seconds, whatever
+    else the machine does; its median is recorded as "copy_median". `rounds` are for what takes long: fewer than asked
+    for. `info` is recorded too; what the summary and the plot need of it is in table.py's `Row`.
     """
 
     def measure(
@@ -77,6 +89,7 @@ def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
         run: Callable[[], object],
         forward: Callable[[], object] | None = None,
         *,
+        against: Callable[[], object] | None = None,
         peak: Callable[[], int | None] | None = None,
         rounds: int | None = None,
         **info: object,
@@ -84,19 +97,29 @@ def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
         def timed() -> None:
             run()  # the result is freed within the time: it is part of what an allocation costs
 
+        copies = []
+
+        def copy_first() -> None:
+            start = perf_counter()
+            against()
+            copies.append(perf_counter() - start)
+
         benchmark.group = group
-        info |= _surroundings() | {
-            "entry": entry,
-            "allocator": "default" if pytestconfig.getoption("--untuned") else "tuned",
-        }
+        untuned = pytestconfig.getoption("--untuned")
+        info |= _surroundings() | {"entry": entry, "allocator": "default" if untuned else "tuned"}
         if forward is not None:
             info["saved_bytes"] = saved_bytes(forward)
         info["peak_bytes"] = peak() if peak else peak_bytes(timed)
-        benchmark.extra_info.update(info)
         most = pytestconfig.getoption("--rounds")
-        benchmark.pedantic(timed, rounds=min(rounds or most, most), warmup_rounds=1 if rounds else WARMUP_ROUNDS)
         if benchmark.enabled:
-            pytestconfig.stash[_ROWS].append(Row.of(group, benchmark.stats.stats.median, benchmark.extra_info))
+            # By default the allocator gives large tensors back at once: every run needs new memory.
+            settle(timed, at_least=1 if rounds else 2, seconds=0.0 if untuned else 2.0)
+        benchmark.pedantic(timed, setup=copy_first if against else None, rounds=min(rounds or most, most))
+        if against:
+            info["copy_median"] = median(copies)
+        benchmark.extra_info.update(info)
+        if benchmark.enabled:
+            pytestconfig.stash[_ROWS].append(Row.of(group, benchmark.stats.stats.median, info))
 
     return measure
 

@@ -1,13 +1,19 @@
-"""Bytes: what autograd keeps for the backward, and what a function adds to the resident memory at its peak."""
+"""Bytes: what autograd keeps for the backward, what a function adds to the resident memory at its peak; page faults."""
 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
@@ -35,6 +41,24 @@ def peak_bytes(run: Callable[[], object]) -> int | None:
     before = _status("VmRSS")
     run()
     return max(_status("VmHWM") - before, 0)
+
+
+def settle(run: Callable[[], object], at_least: int = 2, seconds: float = 2.0) -> None:
+    """Runs `run` until three times in a row it needed no new memory from the system, at most for so many seconds.
+
+    With memory that is kept, glibc often does not find a place for an aligned tensor in the hole that the last one of
+    its size left: it takes some ten runs until there are holes enough, and those before take up to four times as long.
+    """
+    start, runs, calm = time.perf_counter(), 0, 0
+    while runs < at_least or (calm < 3 and time.perf_counter() - start < seconds):
+        before = _faults()
+        run()
+        calm = calm + 1 if _faults() - before < 1000 else 0
+        runs += 1
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
 
 
 def _status(field: str) -> int:

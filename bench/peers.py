@@ -9,20 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from esvae_kernels import lif, poisson
-from esvae_kernels.surrogate import ATan, Rectangular, StraightThrough
+from esvae_kernels.surrogate import (
+    ATan,
+    FastSigmoid,
+    Gaussian,
+    PiecewiseExp,
+    Rectangular,
+    Sigmoid,
+    StraightThrough,
+    Triangular,
+)
 
 DECAY, THRESHOLD = 0.25, 0.2
-SURROGATES = {"Rectangular(0.5)": Rectangular(0.5), "ATan(2)": ATan(2.0), "StraightThrough": StraightThrough()}
+SURROGATES = {
+    "Rectangular(0.5)": Rectangular(0.5),
+    "ATan(2)": ATan(2.0),
+    "Sigmoid(4)": Sigmoid(4.0),
+    "Triangular(1)": Triangular(1.0),
+    "FastSigmoid(25)": FastSigmoid(25.0),
+    "Gaussian(0.5)": Gaussian(0.5),
+    "PiecewiseExp(1)": PiecewiseExp(1.0),
+    "StraightThrough": StraightThrough(),
+}
 
 
+@lru_cache(maxsize=1)  # the entries of a group follow each other
 def copy_of(bytes_total: int) -> Callable[[], object]:
     """A copy that reads and writes `bytes_total` bytes in all, into memory that is there already."""
     x = torch.ones(bytes_total // 2, dtype=torch.uint8)  # ones: a page never written may not be memory at all
@@ -63,7 +83,7 @@ def lif_loop(x: Tensor, surrogate: str, readout: str | None) -> Tensor:
 
 
 class Contender(NamedTuple):
-    """A function to time, and what it takes for `lif` or `poisson` to return the same."""
+    """A function to time, and what it takes for `lif` to return the same."""
 
     call: Callable[[Tensor], Tensor]
     ours: dict[str, bool] = {}  # noqa: RUF012 - never written
@@ -131,6 +151,24 @@ def _snntorch(readout: str | None) -> Contender:
         return _read_out(spikes, readout)
 
     return Contender(call, ours={"strict": True, "detach_reset": True})
+
+
+def batch_norm(y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """torch's, over T, N and space of y (T, N, C, *), updating the running statistics."""
+    return F.batch_norm(y.flatten(0, 1), mean, variance, weight, bias, training=True).unflatten(0, y.shape[:2])
+
+
+def batch_norm_contender(
+    entry: str, surrogate: str, mean: Tensor, variance: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(y, weight, bias) -> spikes: `batch_norm`, then the LIF of that name ("unfused": ours)."""
+    lif_entry = {"unfused": "ours", "compiled loop": "loop"}.get(entry, entry)
+    neuron = lif_contender(lif_entry, surrogate, None).call
+
+    def call(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return neuron(batch_norm(y, weight, bias, mean, variance))
+
+    return compiled(call) if entry == "compiled loop" else call
 
 
 def poisson_loop(rate: Tensor, steps: int, surrogate: str) -> Tensor:

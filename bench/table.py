@@ -1,8 +1,9 @@
 """The benchmarks' results as Markdown: `python bench/table.py results.json [more.json ...]`.
 
-The files are what `pytest bench/ --benchmark-json=results.json` writes. Of several files (one with the tuned allocator,
-one with `--untuned`) each entry's best counts: the one that is fastest relative to the copy of its own run, or just the
-fastest where there is no copy.
+The files are what `pytest bench/ --benchmark-json=results.json` writes. First comes a summary, a line per group of an
+op; then, but with `--summary`, a table per group. Of several files (one with the tuned allocator, one with `--untuned`)
+each entry's best counts: the one that is fastest relative to the copy timed in turn with it, or just the fastest where
+there is no copy.
 """
 
 from __future__ import annotations
@@ -15,21 +16,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COPY, TWIN, OURS = "copy", "ReLU twin", "ours"
+PEERS = {  # entry -> its column in the summary
+    "SpikingJelly": "SpikingJelly / ours",
+    "snnTorch": "snnTorch / ours",
+    "loop": "loop / ours",
+    "compiled loop": "compiled / ours",
+    "unfused": "unfused / ours",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One entry of one group: the median in seconds, and bytes (per element and time step, or in all)."""
+    """One entry of one group, times in seconds. What is None or "" does not apply."""
 
     group: str
     entry: str
     median: float
+    copy: float | None  # the median of the copy timed in turn with it
     allocator: str
-    saved: int | None
-    peak: int | None
-    elements: int | None
-    images: int | None
     machine: str
+    saved: int | None  # bytes in all, as is `peak`
+    peak: int | None
+    elements: int | None  # all time steps counted
+    images: int | None
+    op: str
+    variant: str  # an option
+    layout: str
+    passes: str  # forward, backward or forward+backward
+    surrogate: str
+    steps: int | None
+    dtype: str  # fp32 or bf16
+    bytes: float | None  # that the copy moves, per element and time step
 
     @classmethod
     def of(cls, group: str, median: float, info: Mapping) -> Row:
@@ -37,12 +54,21 @@ class Row:
             group=group,
             entry=info["entry"],
             median=median,
+            copy=info.get("copy_median"),
             allocator=info["allocator"],
+            machine=f"{info['device']}, {info['threads']} threads, torch {info['torch']}",
             saved=info.get("saved_bytes"),
             peak=info.get("peak_bytes"),
             elements=info.get("elements"),
             images=info.get("images"),
-            machine=f"{info['device']}, {info['threads']} threads, torch {info['torch']}",
+            op=info.get("op", ""),
+            variant=info.get("variant", ""),
+            layout=info.get("layout", ""),
+            passes=info.get("passes", ""),
+            surrogate=info.get("surrogate", ""),
+            steps=info.get("T"),
+            dtype=info.get("dtype", ""),
+            bytes=info.get("bytes"),
         )
 
 
@@ -52,6 +78,9 @@ class Placed:
 
     row: Row
     cost: float
+
+
+Group = dict[str, Placed]  # by entry
 
 
 def read(path: Path) -> list[Row]:
@@ -64,36 +93,71 @@ def read(path: Path) -> list[Row]:
         raise ValueError(f"{path}: not a file that `pytest bench/ --benchmark-json` wrote") from None
 
 
-def best(runs: Iterable[list[Row]]) -> dict[str, dict[str, Placed]]:
+def best(runs: Iterable[list[Row]]) -> dict[str, Group]:
     """By group and entry, the cheapest row of all runs."""
-    groups: dict[str, dict[str, Placed]] = {}
+    groups: dict[str, Group] = {}
     for rows in runs:
         copies = {row.group: row.median for row in rows if row.entry == COPY}
         for row in rows:
-            placed = Placed(row, row.median / copies.get(row.group, 1.0))
+            placed = Placed(row, row.median / (row.copy or copies.get(row.group, 1.0)))
             group = groups.setdefault(row.group, {})
             if row.entry not in group or placed.cost < group[row.entry].cost:
                 group[row.entry] = placed
     return groups
 
 
-def markdown(runs: Iterable[list[Row]]) -> str:
-    """One table per group: medians, ratios to the yardstick, and how many times faster and smaller ours is."""
+def against_copy(group: Group) -> bool:
+    """Whether costs are multiples of a copy's time."""
+    return COPY in group or all(placed.row.copy for placed in group.values())
+
+
+def markdown(runs: Iterable[list[Row]], every_group: bool = True) -> str:
+    """The machine, the summary, and a table per group, or only per group that the summary has no line for."""
     runs = list(runs)
     machines = dict.fromkeys(row.machine for rows in runs for row in rows)
-    return "\n\n".join([*machines, *(f"**{name}**\n\n{_table(entries)}" for name, entries in best(runs).items())])
+    groups = best(runs)
+    summed = {name: group for name, group in groups.items() if OURS in group and group[OURS].row.bytes}
+    shown = groups if every_group else {name: group for name, group in groups.items() if name not in summed}
+    tables = [summary(summed.values())] if summed else []
+    tables += [f"**{name}**\n\n{_table(group)}" for name, group in shown.items()]
+    return "\n\n".join([*machines, *tables])
 
 
-def _table(entries: dict[str, Placed]) -> str:
+def summary(groups: Iterable[Group]) -> str:
+    """A line per group: how many copies of its bytes ours takes, and how many times as long as ours the peers take."""
+    lines = []
+    for group in groups:
+        ours = group[OURS]
+        row = ours.row
+        what = " ".join(filter(None, [f"`{row.op}`", row.variant]))
+        line = {
+            "op": ", ".join(filter(None, [what, row.layout, row.passes.replace("+", " + "), row.surrogate])),
+            "T": str(row.steps),
+            "dtype": row.dtype,
+            "bytes": f"{row.bytes:.4g}",
+            "/ copy": f"{ours.cost:.2f}" if against_copy(group) else "",
+        }
+        line |= {column: f"{group[peer].cost / ours.cost:.1f}" for peer, column in PEERS.items() if peer in group}
+        lines.append(line)
+    columns = ["op", "T", "dtype", "bytes", "/ copy", *PEERS.values()]
+    columns = [column for column in columns if any(line.get(column) for line in lines)]
+    return _markdown({column: [line.get(column, "") for line in lines] for column in columns}, ("op", "dtype"))
+
+
+def _table(group: Group) -> str:
+    """Medians, ratios to the yardstick, and how many times faster and smaller ours is."""
     order = {COPY: 0, TWIN: 0, OURS: 1}
-    placed = sorted(entries.values(), key=lambda p: (order.get(p.row.entry, 2), p.cost))
-    ours = entries.get(OURS)
-    yardstick = next((name for name in (COPY, TWIN) if name in entries), None)
+    placed = sorted(group.values(), key=lambda p: (order.get(p.row.entry, 2), p.cost))
+    ours = group.get(OURS)
     columns = {"": [p.row.entry for p in placed], "median, ms": [f"{p.row.median * 1e3:.1f}" for p in placed]}
     if all(p.row.images for p in placed):
         columns["images/s"] = [f"{p.row.images / p.row.median:.0f}" for p in placed]
-    if yardstick:
-        columns[f"/ {yardstick}"] = [f"{p.cost / entries[yardstick].cost:.2f}" for p in placed]
+    if any(p.row.copy for p in placed):
+        columns["copy, ms"] = [f"{p.row.copy * 1e3:.1f}" if p.row.copy else "" for p in placed]
+    if against_copy(group):
+        columns["/ copy"] = [f"{p.cost:.2f}" for p in placed]
+    elif TWIN in group:
+        columns[f"/ {TWIN}"] = [f"{p.cost / group[TWIN].cost:.2f}" for p in placed]
     if ours:
         columns["/ ours"] = [f"{p.cost / ours.cost:.2f}" for p in placed]
     if any(p.row.saved is not None for p in placed):
@@ -102,7 +166,12 @@ def _table(entries: dict[str, Placed]) -> str:
     if ours and ours.row.images and ours.row.peak:
         columns["peak / ours"] = ["" if p.row.peak is None else f"{p.row.peak / ours.row.peak:.2f}" for p in placed]
     columns["allocator"] = [p.row.allocator for p in placed]
-    rules = ["---" if name in ("", "allocator") else "---:" for name in columns]
+    return _markdown(columns, ("", "allocator"))
+
+
+def _markdown(columns: Mapping[str, list[str]], left: tuple[str, ...]) -> str:
+    """Of these columns, those `left` are aligned left, the others right."""
+    rules = ["---" if name in left else "---:" for name in columns]
     lines = [list(columns), rules, *zip(*columns.values(), strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -116,8 +185,10 @@ def _saved(row: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="JSON files of pytest-benchmark")
+    parser.add_argument("--summary", action="store_true", help="no tables of the groups that the summary has")
+    arguments = parser.parse_args()
     try:
-        print(markdown([read(path) for path in parser.parse_args().results]))
+        print(markdown([read(path) for path in arguments.results], not arguments.summary))
     except ValueError as error:
         sys.exit(str(error))
 
