@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 from types import ModuleType
+from typing import Any
 
 import torch  # first: the module then shares torch's OpenMP threads instead of starting its own
 from torch import Tensor
@@ -33,6 +34,37 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 module, why_missing = _load()
+
+
+def why_not_cpu(device: str) -> str | None:
+    return why_missing or (None if device == "cpu" else f"it takes tensors on the CPU, this one is on {device}")
+
+
+def why_not_cuda(device: str) -> str | None:
+    if why_missing:
+        return why_missing
+    cuda = getattr(module, "cuda", None)
+    if cuda is None:
+        return f"the compiled module has no CUDA kernels: {module.why_no_cuda}"  # type: ignore[union-attr]
+    home = "cpu" if cuda.emulated else "cuda"  # tests emulate a GPU on host memory
+    if device != home:
+        return f"it takes tensors on a GPU, this one is on {device}"
+    if not cuda.emulated and not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return cuda.why_not() or None
+
+
+def call(function: str, backend: str, tensor: Tensor, work: int, **arguments: Any) -> Any:
+    """Calls a function of the compiled module: on `cpu` with torch's threads for `work` elements, on `cuda` on the
+    tensor's device, in torch's current stream."""
+    if backend == "cpu":
+        return getattr(module, function)(**arguments, threads=threads(work))
+    run = getattr(module.cuda, function)  # type: ignore[union-attr]
+    if not tensor.is_cuda:
+        return run(**arguments)
+    with torch.cuda.device(tensor.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        return run(**arguments, device=tensor.device.index, stream=stream)
 
 
 def address(tensor: Tensor | None) -> int:

@@ -1,5 +1,6 @@
 // Mean and variance per channel, for the batch norm in front of the LIF; all the rest of it is the LIF itself with gain
 // and rest per channel. Compiled once per vector width (ESVAE_ISA).
+#include "../math/statistics.h"
 #include "channels.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -64,7 +65,7 @@ void statistics(const BatchStatistics& a) {
     R buffer;
     shift[c] = static_cast<double>(*io.load(a.y, c * a.inner, &buffer, 1));
   }
-  parallel_blocks(a.size, kStatisticsBlock, a.threads, [&](int64_t begin, int64_t size) {
+  parallel_blocks(a.size, kStatisticsBlock, a.place.threads, [&](int64_t begin, int64_t size) {
     alignas(64) R buffer[kStatisticsPiece];
     sums.clear(a.workspace, begin);
     for (int64_t piece = 0; piece < size; piece += kStatisticsPiece) {
@@ -84,9 +85,9 @@ void statistics(const BatchStatistics& a) {
   sums.finish(a.workspace, a.size, [&](int sum) { return sum == 0 ? a.mean : a.variance; });
   const double n = static_cast<double>(a.size / a.channels);
   for (int64_t c = 0; c < a.channels; ++c) {
-    const double sum = a.mean[c], variance = (a.variance[c] - sum * sum / n) / n;
-    a.mean[c] = shift[c] + sum / n;
-    a.variance[c] = variance < 0 ? 0 : variance;
+    const double sum = a.mean[c];
+    a.mean[c] = batch_mean(shift[c], sum, n);
+    a.variance[c] = batch_variance(sum, a.variance[c], n);
   }
 }
 
@@ -97,16 +98,17 @@ void correction(const BatchCorrection& a) {
   const R* factor = static_cast<const R*>(a.factors);
   const R* offset = factor + a.channels;
   const bool stream = a.size * io.bytes >= kStreamBytes;
-  parallel_blocks(a.size, kStatisticsPiece, a.threads, [&](int64_t begin, int64_t size) {
+  parallel_blocks(a.size, kStatisticsPiece, a.place.threads, [&](int64_t begin, int64_t size) {
     alignas(64) R dx_buffer[kStatisticsPiece], y_buffer[kStatisticsPiece], dy[kStatisticsPiece];
     const R* dx = io.load(a.dx, begin, dx_buffer, size);
     const R* y = io.load(a.y, begin, y_buffer, size);
     channels.runs(begin, size, [&](int64_t channel, int64_t i, int64_t n) {
       if (a.inner == 1)
 #pragma omp simd
-        for (int64_t j = 0; j < n; ++j) dy[i + j] = dx[i + j] + (factor[channel + j] * y[i + j] + offset[channel + j]);
+        for (int64_t j = 0; j < n; ++j)
+          dy[i + j] = batch_corrected(dx[i + j], factor[channel + j], y[i + j], offset[channel + j]);
       else
-        for (int64_t j = i; j < i + n; ++j) dy[j] = dx[j] + (factor[channel] * y[j] + offset[channel]);
+        for (int64_t j = i; j < i + n; ++j) dy[j] = batch_corrected(dx[j], factor[channel], y[j], offset[channel]);
     });
     io.store(a.dy, begin, dy, size, stream);
     stream_fence(stream);

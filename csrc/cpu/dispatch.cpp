@@ -7,7 +7,6 @@
 namespace esvae {
 namespace {
 
-#define ESVAE_ADDRESS(Result, name, Argument) , name
 #define ESVAE_TABLE(isa)                      \
   [] {                                        \
     using namespace isa;                      \

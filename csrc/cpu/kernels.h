@@ -1,112 +1,9 @@
-// What the module calls: plain structs of addresses and sizes, one table of functions per vector width.
-// Nothing here allocates tensors or checks them: Python has validated every argument.
+// The kernels on the CPU: each is compiled from the same sources with other flags; dispatch.cpp picks at run time.
 #pragma once
-#include <cstdint>
+#include "../calls.h"
 
 namespace esvae {
 
-enum class DType : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3, u8 = 4 };  // u8: spikes, on their way out
-enum class Readout : int { none = 0, rate = 1, weights = 2 };
-enum class PerChannel : int { none = 0, affine = 1, all = 2 };  // affine: gain and rest
-
-constexpr int kParameters = 5;  // decay, gain, rest, threshold, v_reset: the rows of `parameters`, the bits of `wanted`
-enum Wanted : int { kDecay = 1, kGain = 2, kRest = 4, kThreshold = 8, kVReset = 16 };
-
-// One call of the LIF, forward or backward. A row is one time step: `size` neurons; neuron i is of channel
-// (i / inner) % channels. R is the state's type: double where x is f64, else float. Null is "not there", "not wanted",
-// and for potentials and gradients zero.
-struct Lif {
-  DType x_dtype, out_dtype;
-  const void* x;           // (T, size); x_stride between rows, 0: a current constant in time
-  int64_t x_stride;
-  const void* v0;          // R (size)
-  double numbers[kParameters];
-  const void* parameters;  // R (5, channels): what is per channel takes the number's place
-  PerChannel per_channel;
-  int64_t channels, inner;
-  const double* weights;  // (T) for Readout::weights
-  int64_t steps, size;
-  int reset;  // esvae::Reset
-  bool strict, detach_reset;
-  int surrogate;  // esvae::SurrogateId
-  double shape, scale, center;
-  bool smooth;
-  Readout readout;
-  int threads;
-  // forward
-  void* out;       // (T, size), or (size) with a readout
-  void* membrane;  // R (T, size)
-  void* v;         // R (size)
-  void* saved;     // R (ceil(T/16)-1, size): written forward, read backward
-  // backward
-  const void* dout;
-  const void* dmembrane;
-  const void* dv;
-  const void* center_of_x;  // R (channels): the gradient of the gain is that of gain * (x - center_of_x)
-  int wanted;               // of enum Wanted
-  void* dx;                 // (T, size), or (size) when x is constant; x's type
-  void* dv0;                // R (size)
-  double* dparameters;      // (5, channels)
-  double* dweights;         // (T)
-  double* workspace;        // lif_workspace(a) numbers
-};
-
-// Sum, over all but the channels, of y (size elements, of channel (i / inner) % channels): mean and biased variance.
-struct BatchStatistics {
-  DType dtype;
-  const void* y;
-  int64_t size, channels, inner;
-  double* mean;       // (channels)
-  double* variance;   // (channels)
-  double* workspace;  // batch_statistics_workspace(a) numbers
-  int threads;
-};
-
-// dy = dx + (factor * y + offset), factor and offset per channel: what mean and variance add to the gradient of y.
-struct BatchCorrection {
-  DType dtype;
-  const void* dx;
-  const void* y;
-  const void* factors;  // R (2, channels): factor, offset
-  void* dy;
-  int64_t size, channels, inner;
-  int threads;
-};
-
-// rate (samples, elements); spikes or their gradients (T, samples, elements); ids (samples).
-struct Poisson {
-  DType dtype, spikes_dtype;
-  const void* rate;
-  const int64_t* ids;
-  const void* dspikes;  // backward only
-  void* out;            // spikes, or the gradient of the rate
-  int64_t steps, samples, elements;
-  uint64_t seed;
-  int surrogate;
-  double shape, scale, center;
-  bool smooth;
-  int threads;
-};
-
-// Each of these is compiled from the same sources with other flags; dispatch.cpp picks at run time.
-#define ESVAE_KERNELS(X)                            \
-  X(void, lif_forward, const Lif&)                  \
-  X(void, lif_backward, const Lif&)                 \
-  X(int64_t, lif_workspace, const Lif&)             \
-  X(void, batch_statistics, const BatchStatistics&) \
-  X(int64_t, batch_statistics_workspace, const BatchStatistics&) \
-  X(void, batch_correction, const BatchCorrection&) \
-  X(void, poisson_forward, const Poisson&)          \
-  X(void, poisson_backward, const Poisson&)
-
-struct Kernels {
-  const char* name;
-#define ESVAE_MEMBER(Result, name, Argument) Result (*name)(Argument);
-  ESVAE_KERNELS(ESVAE_MEMBER)
-#undef ESVAE_MEMBER
-};
-
-#define ESVAE_DECLARE(Result, name, Argument) Result name(Argument);
 namespace baseline {
 ESVAE_KERNELS(ESVAE_DECLARE)
 }
@@ -118,7 +15,6 @@ namespace avx512 {
 ESVAE_KERNELS(ESVAE_DECLARE)
 }
 #endif
-#undef ESVAE_DECLARE
 
 const Kernels& kernels();            // the widest that this processor runs, or the one that was selected
 bool select_isa(const char* name);   // false: unknown, or not on this processor

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../math/surrogate.h"  // ESVAE_HD
+#include "../math/macros.h"
 #include "rows.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__

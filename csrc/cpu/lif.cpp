@@ -4,6 +4,7 @@
 // Top-down: forward and backward at the end; they call row functions, each a vectorised loop over a piece, which are
 // chosen by address once a call. So resets, spike functions and surrogates multiply only within a row.
 #include "../math/lif.h"
+#include "../math/surrogate.h"
 #include "channels.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -11,8 +12,6 @@
 
 namespace esvae {
 namespace {
-
-constexpr int64_t kChunk = 16;  // time steps between two stored potentials
 
 // The parameters of a piece's neurons: pointers to one value each, or to one per neuron (gain and rest, or all).
 template <class R>
@@ -276,7 +275,7 @@ void forward(const Lif& a) {
   const auto store = a.smooth ? plan.out_io.store : plan.out_io.store_spikes;
   const bool stream = a.readout == Readout::none && a.steps * a.size * plan.out_io.bytes >= kStreamBytes;
   const bool stream_membrane = a.steps * a.size * static_cast<int64_t>(sizeof(R)) >= kStreamBytes;
-  parallel_blocks(a.size, plan.block, a.threads, [&](int64_t begin, int64_t n) {
+  parallel_blocks(a.size, plan.block, a.place.threads, [&](int64_t begin, int64_t n) {
     BlockParameters<R> parameters;
     alignas(64) R v[kBlock<R>], sum[kBlock<R>], s[kPiece], m[kPiece], buffer[kPiece];
     const Neurons<R> neurons = parameters(plan, begin, n);
@@ -328,7 +327,7 @@ struct ParameterGradients {
       for (int64_t i = 0; i < n; ++i) {
         const R in_all = lif_spike_adjoint(p.reset, p.detach, p.threshold[i * all], p.v_reset[i * all], m[i],
                                            ds[i] * weight, dv[i], later[i]);
-        row[3][at + i] -= in_all * slope[i] + (p.reset == Reset::soft ? dv[i] * s[i] : R(0));
+        row[3][at + i] -= lif_threshold_adjoint(p.reset, s[i], in_all, slope[i], dv[i]);
       }
     if (a.wanted & kVReset && p.reset == Reset::hard)
       for (int64_t i = 0; i < n; ++i) row[4][at + i] += dv[i] * s[i];
@@ -403,7 +402,7 @@ void backward(const Lif& a) {
   const int64_t dout_stride = a.readout == Readout::none ? a.size : 0;
   const int64_t chunks = (a.steps + kChunk - 1) / kChunk;
   const bool stream = !constant && a.steps * a.size * plan.x_io.bytes >= kStreamBytes;
-  parallel_blocks(a.size, plan.block, a.threads, [&](int64_t begin, int64_t n) {
+  parallel_blocks(a.size, plan.block, a.place.threads, [&](int64_t begin, int64_t n) {
     BlockParameters<R> parameters;
     ParameterGradients<R> gradients;
     alignas(64) R m[kChunk][kBlock<R>], v_before[kChunk][kBlock<R>], v[kBlock<R>], dv[kBlock<R>], later[kBlock<R>],

@@ -8,6 +8,7 @@
 #include "rows.h"
 
 #include "../math/philox.h"
+#include "../math/surrogate.h"
 
 #define ESVAE_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -30,7 +31,7 @@ struct Words {
 class Draw {
  public:
   // Takes the elements begin .. begin+n-1: position within the sample, and the sample's id.
-  Draw(const Poisson& a, int64_t begin, int64_t n) : keys_(a.seed) {
+  Draw(const Poisson& a, int64_t begin, int64_t n) : keys_(*a.seed) {
     alignas(64) uint32_t element[kSamplerBlock], id_low[kSamplerBlock], id_high[kSamplerBlock];
     int64_t sample = begin / a.elements, position = begin % a.elements;
     for (int64_t i = 0; i < n; ++sample, position = 0) {
@@ -133,7 +134,7 @@ void fire(const Poisson& a, S one) {
       });
     }
   };
-  parallel_blocks(size, kShare, a.threads, [&](int64_t begin, int64_t n) {
+  parallel_blocks(size, kShare, a.place.threads, [&](int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; i += kSamplerBlock) block(begin + i, n - i < kSamplerBlock ? n - i : kSamplerBlock);
     stream_fence(stream);
   });
@@ -154,7 +155,7 @@ void fire_smoothly(const Poisson& a) {
                     [&](auto surrogate) { smooth = smooth_row<decltype(surrogate), R>; });
   const RowIo<R> rate_io = row_io<R>(a.dtype), io = row_io<R>(a.spikes_dtype);
   const int64_t size = a.samples * a.elements;
-  parallel_blocks(size, kSamplerBlock, a.threads, [&](int64_t begin, int64_t n) {
+  parallel_blocks(size, kSamplerBlock, a.place.threads, [&](int64_t begin, int64_t n) {
     const Draw draw(a, begin, n);
     alignas(64) R buffer[kSamplerBlock], s[kSamplerBlock];
     alignas(64) uint32_t noise[kLanes][kSamplerBlock];
@@ -218,7 +219,7 @@ void backward(const Poisson& a) {
     }
     rate_io.store(a.out, begin, sum, n, false);
   };
-  parallel_blocks(size, kSamplerBlock, a.threads, block);
+  parallel_blocks(size, kSamplerBlock, a.place.threads, block);
 }
 
 // A slope that is the same everywhere needs no uniforms.
@@ -227,7 +228,7 @@ void backward_of_constant(const Poisson& a, R slope) {
   constexpr int64_t block = kBlock<R>;
   const RowIo<R> rate_io = row_io<R>(a.dtype), io = row_io<R>(a.spikes_dtype);
   const int64_t size = a.samples * a.elements;
-  parallel_blocks(size, block, a.threads, [&](int64_t begin, int64_t n) {
+  parallel_blocks(size, block, a.place.threads, [&](int64_t begin, int64_t n) {
     alignas(64) R buffer[block], sum[block] = {};
     for (int64_t t = 0; t < a.steps; ++t) {
       const R* ds = io.load(a.dspikes, t * size + begin, buffer, n);

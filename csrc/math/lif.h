@@ -2,7 +2,7 @@
 // specification). The operations and their order are part of it: no fused multiply-add, so that spikes and the bits of v
 // are the same on every backend. Everything is inlined: a `reset` that is known when compiling costs nothing.
 #pragma once
-#include "surrogate.h"
+#include "macros.h"
 
 namespace esvae {
 namespace {
@@ -49,6 +49,12 @@ ESVAE_HD R lif_spike_adjoint(Reset reset, bool detach, R threshold, R v_reset, R
 template <class R>
 ESVAE_HD R lif_membrane_adjoint(Reset reset, R s, R ds_in_all, R slope, R dv) {
   return ds_in_all * slope + (reset == Reset::hard ? dv * (R(1) - s) : dv);
+}
+
+// -dL/dthreshold through this step's spike.
+template <class R>
+ESVAE_HD R lif_threshold_adjoint(Reset reset, R s, R ds_in_all, R slope, R dv) {
+  return ds_in_all * slope + (reset == Reset::soft ? dv * s : R(0));
 }
 
 }  // namespace

@@ -2,11 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "surrogate.h"
-
-// What a loop works on stays in registers only if the loop is unrolled.
-#define ESVAE_PRAGMA(text) _Pragma(#text)
-#define ESVAE_UNROLL(times) ESVAE_PRAGMA(GCC unroll times)
+#include "macros.h"
 
 namespace esvae {
 namespace {
@@ -21,7 +17,8 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 // The key of each round, wide enough to be combined with a lane.
 struct PhiloxKeys {
   uint64_t k0[10], k1[10];
-  explicit PhiloxKeys(uint64_t key) {
+  ESVAE_HD explicit PhiloxKeys(uint64_t key) {
+    ESVAE_UNROLL(10)
     for (uint32_t round = 0; round < 10; ++round) {
       k0[round] = static_cast<uint32_t>(key) + 0x9E3779B9u * round;
       k1[round] = static_cast<uint32_t>(key >> 32) + 0xBB67AE85u * round;

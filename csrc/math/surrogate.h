@@ -7,12 +7,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 
-#ifdef __CUDACC__
-#define ESVAE_HD __host__ __device__ __forceinline__
-#else
-#define ESVAE_HD inline __attribute__((always_inline))
-#endif
+#include "macros.h"
 
 namespace esvae {
 namespace {  // internal linkage: each vector width compiles its own copy, and the linker must not mix them
@@ -197,6 +194,42 @@ bool with_surrogate(SurrogateId id, const SurrogateShape& shape, F&& f) {
   }
   return false;
 }
+
+// Any of them, to be built on the host and chosen on a GPU, where a branch that all threads take alike costs little.
+template <class R>
+struct AnySurrogate {
+  SurrogateId id;
+  union {
+    Rectangular<R> rectangular;
+    StraightThrough<R> straight_through;
+    Sigmoid<R> sigmoid;
+    ATan<R> atan;
+    Triangular<R> triangular;
+    FastSigmoid<R> fast_sigmoid;
+    Gaussian<R> gaussian;
+    PiecewiseExp<R> piecewise_exp;
+  };
+
+  AnySurrogate(int number, const SurrogateShape& shape)
+      : id(static_cast<SurrogateId>(number)), rectangular(shape) {
+    with_surrogate<R>(id, shape, [this](auto chosen) { new (static_cast<void*>(&rectangular)) decltype(chosen)(chosen); });
+  }
+
+  // Calls f with the one that it is.
+  template <class F>
+  ESVAE_DEVICE void visit(F&& f) const {
+    switch (id) {
+      case SurrogateId::rectangular: return f(rectangular);
+      case SurrogateId::straight_through: return f(straight_through);
+      case SurrogateId::sigmoid: return f(sigmoid);
+      case SurrogateId::atan: return f(atan);
+      case SurrogateId::triangular: return f(triangular);
+      case SurrogateId::fast_sigmoid: return f(fast_sigmoid);
+      case SurrogateId::gaussian: return f(gaussian);
+      case SurrogateId::piecewise_exp: return f(piecewise_exp);
+    }
+  }
+};
 
 }  // namespace
 }  // namespace esvae

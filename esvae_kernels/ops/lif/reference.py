@@ -30,9 +30,10 @@ from torch import Tensor
 from ...surrogate.reference import Surrogate, from_arguments, spike
 
 RESETS = ("hard", "soft", "none", "delayed")  # by their number in csrc/math/lif.h
-READOUTS = (None, "rate", "weights")  # by their number in csrc/cpu/kernels.h
+READOUTS = (None, "rate", "weights")  # by their number in csrc/calls.h
 PARAMETERS = ("decay", "gain", "rest", "threshold", "v_reset")  # in this order everywhere
 AFFINE = slice(1, 3)  # gain and rest
+CHUNK = 16  # kChunk in csrc/calls.h: a backward starts again from the potential stored every 16th step
 
 
 class Neuron(NamedTuple):
@@ -66,6 +67,15 @@ class Neuron(NamedTuple):
 
     def numbers(self) -> tuple[float, ...]:
         return self.decay, self.gain, self.rest, self.threshold, self.v_reset
+
+
+class Wanted(NamedTuple):
+    """What a backward has to compute: gradients of x, v and readout weights, and a bit per row of the parameters."""
+
+    x: bool
+    v: bool
+    weights: bool
+    parameters: int
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -124,4 +134,5 @@ def _read_out(spikes: list[Tensor], weights: Tensor | None, p: Neuron) -> Tensor
     total = torch.zeros_like(spikes[0])
     for t, s in enumerate(spikes):
         total = total + (s if weights is None else weights[t].to(s.dtype) * s)
-    return total / p.steps if READOUTS[p.readout] == "rate" else total
+    # By a tensor: on a GPU torch divides by a number through its reciprocal, which rounds twice.
+    return total / total.new_full((), p.steps) if READOUTS[p.readout] == "rate" else total

@@ -1,0 +1,423 @@
+// The LIF neuron over all time steps: a thread takes 16 bytes' worth of neurons through the whole sequence, with their
+// potentials in registers; on the way back those of 16 steps are computed again into shared memory. One kernel for each
+// direction and type of x: all other options are branches that every thread takes alike.
+#include "../math/lif.h"
+#include "../math/surrogate.h"
+#include "device.h"
+#include "kernels.h"
+
+namespace esvae {
+namespace {
+
+constexpr int kGroup = 4, kPair = 2;  // time steps whose loads are under way at once, forward and backward
+
+// The V neurons of a thread.
+template <class R, int V>
+struct Neurons {
+  const Lif& a;
+  const AnySurrogate<R>& surrogate;
+  const Reset reset;
+  const R center;
+  R decay[V], gain[V], rest[V], threshold[V], v_reset[V], center_of_x[V];
+
+  ESVAE_DEVICE Neurons(const Lif& call, const AnySurrogate<R>& s, int64_t at)
+      : a(call), surrogate(s), reset(static_cast<Reset>(call.reset)), center(static_cast<R>(call.center)) {
+    R(*const rows[kParameters])[V] = {&decay, &gain, &rest, &threshold, &v_reset};
+#pragma unroll
+    for (int k = 0; k < kParameters; ++k)
+#pragma unroll
+      for (int j = 0; j < V; ++j) (*rows[k])[j] = static_cast<R>(a.numbers[k]);
+#pragma unroll
+    for (int j = 0; j < V; ++j) center_of_x[j] = 0;
+    if (a.per_channel == PerChannel::none) return;
+    const R* const values = static_cast<const R*>(a.parameters);
+    const R* const centers = static_cast<const R*>(a.center_of_x);
+    Run run(at, a.inner, a.channels);
+#pragma unroll
+    for (int j = 0; j < V; ++j, run.next()) {
+#pragma unroll
+      for (int k = 0; k < kParameters; ++k)
+        if (a.per_channel == PerChannel::all || k == 1 || k == 2) (*rows[k])[j] = values[k * a.channels + run.number];
+      if (centers) center_of_x[j] = centers[run.number];
+    }
+  }
+
+  // The spikes at potentials m, or their smooth stand-ins: those lane by lane, in a loop that is compiled once, for they
+  // are long and rarely wanted.
+  ESVAE_DEVICE void fire(const R (&m)[V], R (&s)[V]) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) s[j] = lif_fire(a.strict, threshold[j], m[j]);
+    if (!a.smooth) return;
+#pragma unroll 1
+    for (int lane = 0; lane < V; ++lane) {
+      R value = 0;
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        if (j == lane) value = m[j] - (threshold[j] + center);
+      surrogate.visit([&](const auto& chosen) { value = chosen.smooth(value); });
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        if (j == lane) s[j] = value;
+    }
+  }
+
+  ESVAE_DEVICE void slope(const R (&m)[V], R (&out)[V]) const {
+    surrogate.visit([&](const auto& chosen) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = chosen.slope(m[j] - (threshold[j] + center));
+    });
+  }
+
+  ESVAE_DEVICE void after_reset(const R (&m)[V], const R (&s)[V], R (&v)[V]) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = lif_reset(reset, threshold[j], v_reset[j], m[j], s[j]);
+  }
+
+  // One time step: v becomes the next potential.
+  ESVAE_DEVICE void step(const R (&x)[V], R (&v)[V], R (&m)[V], R (&s)[V]) const {
+    R earlier[V] = {};
+    if (reset == Reset::delayed) fire(v, earlier);
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      m[j] = lif_membrane(reset, decay[j], gain[j], rest[j], threshold[j], v[j], x[j], earlier[j]);
+    fire(m, s);
+    after_reset(m, s, v);
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------------ forward
+
+template <class X, int V>
+__global__ void __launch_bounds__(kThreads<X>, 1)
+    lif_forward(const __grid_constant__ Lif a, const __grid_constant__ AnySurrogate<State<X>> surrogate) {
+  using R = State<X>;
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads<X> + threadIdx.x) * V;
+  if (at >= a.size) return;
+  const Neurons<R, V> neurons(a, surrogate, at);
+  R v[V], sum[V] = {};
+  load_state(a.v0, at, v);
+  for (int64_t first = 0; first < a.steps; first += kGroup) {
+    static_assert(kChunk % kGroup == 0, "potentials are stored between groups");
+    if (first > 0 && first % kChunk == 0) store_state(a.saved, (first / kChunk - 1) * a.size + at, v);
+    const int count = first + kGroup < a.steps ? kGroup : static_cast<int>(a.steps - first);
+    Vector<X, V> group[kGroup];
+    load_group(a.x, first * a.x_stride + at, a.x_stride, count, group);
+#pragma unroll 1
+    for (int k = 0; k < count; ++k) {
+      R x[V], m[V], s[V];
+      pick(group, k, x);
+      neurons.step(x, v, m, s);
+      store_state(a.membrane, (first + k) * a.size + at, m);
+      if (a.readout == Readout::none) {
+        store(a.out_dtype, a.out, (first + k) * a.size + at, s);
+      } else {
+        const R weight = a.readout == Readout::weights ? static_cast<R>(a.weights[first + k]) : R(1);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += weight * s[j];
+      }
+    }
+  }
+  if (a.readout == Readout::rate)
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] /= static_cast<R>(a.steps);
+  if (a.readout != Readout::none) store(a.out_dtype, a.out, at, sum);
+  store_state(a.v, at, v);
+}
+
+// ----------------------------------------------------------------------------------------------------------- backward
+
+// The membrane potentials of a chunk for all threads of a block, in pieces of at most 16 bytes so that the threads of a
+// warp access different banks.
+template <class R, int V, int threads>
+struct Chunk {
+  static constexpr int piece = V * sizeof(R) <= 16 ? V : 16 / sizeof(R);
+  Vector<R, piece> at[kChunk][V / piece][threads];
+
+  ESVAE_DEVICE void put(int k, const R (&m)[V]) {
+#pragma unroll
+    for (int p = 0; p < V / piece; ++p) {
+      Vector<R, piece> to;
+#pragma unroll
+      for (int j = 0; j < piece; ++j) to.lane[j] = m[p * piece + j];
+      at[k][p][threadIdx.x] = to;
+    }
+  }
+  ESVAE_DEVICE void get(int k, R (&m)[V]) const {
+#pragma unroll
+    for (int p = 0; p < V / piece; ++p) {
+      const Vector<R, piece> from = at[k][p][threadIdx.x];
+#pragma unroll
+      for (int j = 0; j < piece; ++j) m[p * piece + j] = from.lane[j];
+    }
+  }
+  // A number of this thread's own in the place of potentials that are no longer needed.
+  ESVAE_DEVICE R& own(int k, int thread) { return at[k][0][thread].lane[0]; }
+};
+
+int sums_wanted(int bits) {
+  int n = 0;
+  for (; bits; bits &= bits - 1) ++n;
+  return n;
+}
+
+// What a thread carries back through time.
+template <class X, int V>
+struct Adjoint {
+  using R = State<X>;
+  static constexpr int threads = kThreads<X>;
+  using Membranes = Chunk<R, V, threads>;
+
+  const Lif& a;
+  const Neurons<R, V>& n;
+  Membranes& membranes;
+  const int64_t at;
+  const bool delayed, needs_x, needs_v;
+  R dv[V], later[V] = {};    // dL/dv_t; dL/d(earlier spike) of the step after it, for the delayed reset
+  R dx_sum[V] = {};          // where x is constant
+  R sums[kParameters][V] = {};
+
+  ESVAE_DEVICE Adjoint(const Neurons<R, V>& neurons, Membranes& shared, int64_t place)
+      : a(neurons.a), n(neurons), membranes(shared), at(place), delayed(neurons.reset == Reset::delayed),
+        needs_x(a.wanted & (kGain | kRest)), needs_v(a.wanted & kDecay || (delayed && a.wanted & kThreshold)) {
+    load_state(a.dv, at, dv);
+  }
+
+  // The potential before a chunk.
+  ESVAE_DEVICE void load_start(int64_t first, R (&v)[V]) const {
+    load_state(first ? a.saved : a.v0, first ? (first / kChunk - 1) * a.size + at : at, v);
+  }
+
+  ESVAE_DEVICE void recompute(int64_t first, int count) {
+    R v[V];
+    load_start(first, v);
+    for (int from = 0; from < count; from += kGroup) {
+      Vector<X, V> group[kGroup];
+      load_group(a.x, (first + from) * a.x_stride + at, a.x_stride, count - from, group);
+#pragma unroll 1
+      for (int k = 0; k < kGroup && from + k < count; ++k) {
+        R x[V], m[V], s[V];
+        pick(group, k, x);
+        n.step(x, v, m, s);
+        membranes.put(from + k, m);
+      }
+    }
+  }
+
+  ESVAE_DEVICE void back(int64_t first, int count) {
+    const int64_t stride = a.readout == Readout::none ? a.size : 0;
+    const bool alike = a.dout && a.out_dtype == kDType<X>;
+    for (int from = (count - 1) / kPair * kPair; from >= 0; from -= kPair) {
+      Vector<X, V> ds_pair[kPair] = {}, x_pair[kPair] = {};
+      if (alike) load_group(a.dout, (first + from) * stride + at, stride, count - from, ds_pair);
+      if (needs_x) load_group(a.x, (first + from) * a.x_stride + at, a.x_stride, count - from, x_pair);
+#pragma unroll 1
+      for (int k = (count - from < kPair ? count - from : kPair) - 1; k >= 0; --k) {
+        R ds[V], x[V];
+        pick(ds_pair, k, ds);
+        pick(x_pair, k, x);
+        if (a.dout && !alike) load_any(a.out_dtype, a.dout, (first + from + k) * stride + at, ds);
+        step(first, from + k, ds, x);
+      }
+    }
+  }
+
+  ESVAE_DEVICE void step(int64_t first, int k, const R (&ds)[V], const R (&x)[V]) {
+    const int64_t t = first + k;
+    const R weight = a.readout == Readout::weights ? static_cast<R>(a.weights[t])
+                     : a.readout == Readout::rate  ? R(1) / static_cast<R>(a.steps)
+                                                   : R(1);
+    R m[V], s[V], slope[V], dm[V], recorded[V], dx[V], fired = 0;
+    membranes.get(k, m);
+    n.fire(m, s);
+    n.slope(m, slope);
+    load_state(a.dmembrane, t * a.size + at, recorded);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const R in_all = lif_spike_adjoint(n.reset, a.detach_reset, n.threshold[j], n.v_reset[j], m[j], ds[j] * weight,
+                                         dv[j], later[j]);
+      fired += ds[j] * s[j];
+      if (a.wanted & kThreshold) sums[3][j] -= lif_threshold_adjoint(n.reset, s[j], in_all, slope[j], dv[j]);
+      if (a.wanted & kVReset && n.reset == Reset::hard) sums[4][j] += dv[j] * s[j];
+      dm[j] = lif_membrane_adjoint(n.reset, s[j], in_all, slope[j], dv[j]) + recorded[j];
+      dv[j] = n.decay[j] * dm[j];
+      dx[j] = n.gain[j] * dm[j];
+      if (needs_x) sums[1][j] += dm[j] * (x[j] - n.center_of_x[j]), sums[2][j] += dm[j];
+      if (delayed && !a.detach_reset) later[j] = -n.threshold[j] * dm[j];
+    }
+    if (needs_v) add_before(first, k, dm);
+    if (a.dweights) membranes.own(k, threadIdx.x) = fired;
+    if (!a.dx) return;
+    if (a.x_stride)
+      store<X>(a.dx, t * a.size + at, dx);
+    else
+#pragma unroll
+      for (int j = 0; j < V; ++j) dx_sum[j] += dx[j];
+  }
+
+  // Adds to the sums that the potential before step k enters.
+  ESVAE_DEVICE void add_before(int64_t first, int k, const R (&dm)[V]) {
+    R v[V], s[V];
+    if (k > 0) {
+      R m[V];
+      membranes.get(k - 1, m);
+      n.fire(m, s);
+      n.after_reset(m, s, v);
+    } else {
+      load_start(first, v);
+    }
+    if (delayed) n.fire(v, s);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      sums[0][j] += dm[j] * v[j];
+      if (delayed) sums[3][j] -= dm[j] * s[j];
+    }
+  }
+
+  // The end, before the first step.
+  ESVAE_DEVICE void arrive() {
+    if (delayed && !a.detach_reset) {  // the first step's earlier spike is that at v0
+      R v[V], slope[V];
+      load_start(0, v);
+      n.slope(v, slope);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        dv[j] += later[j] * slope[j];
+        sums[3][j] -= later[j] * slope[j];
+      }
+    }
+    if (!a.x_stride && a.dx) store<X>(a.dx, at, dx_sum);
+    store_state(a.dv0, at, dv);
+  }
+};
+
+template <class X, int V>
+__global__ void __launch_bounds__(kThreads<X>, 1)
+    lif_backward(const __grid_constant__ Lif a, const __grid_constant__ AnySurrogate<State<X>> surrogate,
+                 const __grid_constant__ Blocks blocks, double* weight_sums) {
+  using R = State<X>;
+  constexpr int threads = kThreads<X>;
+  __shared__ union {
+    Chunk<R, V, threads> membranes;
+    double sums[kParameters * V][threads];
+  } shared;
+  const int64_t vector = blocks.vector(static_cast<int64_t>(blockIdx.x) % blocks.parts * threads + threadIdx.x);
+  const bool here = vector >= 0;
+  const int64_t at = here ? vector * V : 0;
+  const Neurons<R, V> neurons(a, surrogate, at);
+  Adjoint<X, V> adjoint(neurons, shared.membranes, at);
+  for (int64_t first = (a.steps - 1) / kChunk * kChunk; first >= 0; first -= kChunk) {
+    const int count = first + kChunk < a.steps ? kChunk : static_cast<int>(a.steps - first);
+    if (here) {
+      adjoint.recompute(first, count);
+      adjoint.back(first, count);
+    }
+    if (!a.dweights) continue;
+    if (!here)
+      for (int k = 0; k < count; ++k) shared.membranes.own(k, threadIdx.x) = 0;
+    __syncthreads();
+    const int k = threadIdx.x;  // a thread per time step, each starting elsewhere, for the sake of the banks
+    if (k < count) {
+      double sum = 0;
+      for (int i = 0; i < threads; ++i) sum += static_cast<double>(shared.membranes.own(k, (i + k) % threads));
+      weight_sums[blockIdx.x * a.steps + first + k] = sum;
+    }
+    __syncthreads();
+  }
+  if (here) adjoint.arrive();
+  if (!a.wanted) return;
+  __syncthreads();  // others may still read their potentials
+  int number = 0;
+#pragma unroll
+  for (int k = 0; k < kParameters; ++k) {
+    if (!(a.wanted >> k & 1)) continue;
+    double all = 0;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const double own = here ? static_cast<double>(adjoint.sums[k][j]) : 0;
+      all += own;
+      if (blocks.kept > 1) shared.sums[number++][threadIdx.x] = own;
+    }
+    if (blocks.kept == 1) shared.sums[number++][threadIdx.x] = all;
+  }
+  add_up(shared.sums, number, blocks, a.workspace);
+}
+
+struct StoreParameters {
+  double* to;  // (5, channels)
+  int64_t channels;
+  int wanted;
+
+  ESVAE_DEVICE void operator()(int64_t channel, const double (*sums)[kFinishThreads]) const {
+    for (int k = 0, sum = 0; k < kParameters; ++k)
+      if (wanted >> k & 1) to[k * channels + channel] = sums[sum++][0];
+  }
+};
+
+struct StoreWeight {
+  double* to;
+  ESVAE_DEVICE void operator()(int64_t t, const double (*sums)[kFinishThreads]) const { to[t] = sums[0][0]; }
+};
+
+// ------------------------------------------------------------------------------------------------------ on the host
+
+// How the backward is laid out; f(zero of X, number of elements a thread takes, blocks). The workspace depends on it.
+// Any sum is the same whichever others are wanted.
+template <class F>
+void with_layout(const Lif& a, F&& f) {
+  with_element(a.x_dtype, [&](auto zero) {
+    using X = decltype(zero);
+    const bool sums = a.wanted || a.dweights;
+    const std::initializer_list<const void*> tensors = {a.x, a.v0, a.saved, a.dout, a.dmembrane, a.dv, a.dx, a.dv0};
+    with_vector<X>(sums ? run_of(a.channels, a.inner) : a.size, tensors, [&](auto V) {
+      f(zero, V, sums ? Blocks::of(a.size, a.channels, a.inner, V, kThreads<X>)
+                      : Blocks::flat(a.size, V, kThreads<X>));
+    });
+  });
+}
+
+}  // namespace
+
+namespace cuda {
+
+void lif_forward(const Lif& a) {
+  with_element(a.x_dtype, [&](auto zero) {
+    using X = decltype(zero);
+    const AnySurrogate<State<X>> surrogate(a.surrogate, {a.shape, a.scale});
+    with_vector<X>(a.size, {a.x, a.v0, a.out, a.membrane, a.v, a.saved}, [&](auto V) {
+      launch("lif_forward", a.place, esvae::lif_forward<X, V>, divided_up(a.size, V * kThreads<X>), kThreads<X>, a,
+             surrogate);
+    });
+  });
+}
+
+void lif_backward(const Lif& a) {
+  if (a.size == 0) return;
+  with_layout(a, [&](auto zero, auto V, const Blocks& blocks) {
+    using X = decltype(zero);
+    const int number = sums_wanted(a.wanted);
+    double* const weight_sums = a.workspace + blocks.sums(number);
+    const AnySurrogate<State<X>> surrogate(a.surrogate, {a.shape, a.scale});
+    launch("lif_backward", a.place, esvae::lif_backward<X, V>, blocks.count(), kThreads<X>, a, surrogate, blocks,
+           weight_sums);
+    if (a.wanted)
+      launch("lif_backward", a.place, finish<kParameters, StoreParameters>, a.channels, kFinishThreads,
+             static_cast<const double*>(a.workspace), blocks.parts, number, blocks.kept,
+             StoreParameters{a.dparameters, a.channels, a.wanted});
+    if (a.dweights)
+      launch("lif_backward", a.place, finish<1, StoreWeight>, a.steps, kFinishThreads,
+             static_cast<const double*>(weight_sums), blocks.count(), 1, static_cast<int>(a.steps),
+             StoreWeight{a.dweights});
+  });
+}
+
+int64_t lif_workspace(const Lif& a) {
+  int64_t result = 0;
+  if (a.size > 0)
+    with_layout(a, [&](auto, auto, const Blocks& blocks) {
+      result = blocks.sums(sums_wanted(a.wanted)) + (a.dweights ? blocks.count() * a.steps : 0);
+    });
+  return result;
+}
+
+}  // namespace cuda
+}  // namespace esvae
