@@ -1,6 +1,6 @@
 """Which backends there are, and which one runs. The only reader of `ESVAE_BACKEND`.
 
-A new backend: a file per room under `ops/`, and a row in `_WHY_NOT` and `_ORDER`.
+A new backend: a file per room under `ops/`, and a row in `_BACKENDS` and `_ORDER`.
 """
 
 from __future__ import annotations
@@ -9,30 +9,55 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
 from . import native
 
-# Per backend: None if it can run on that device type, else the reason why not, in words.
-_WHY_NOT: dict[str, Callable[[str], str | None]] = {
-    "reference": lambda device: None,
-    "cpu": lambda device: (
-        native.why_missing or (None if device == "cpu" else f"it takes tensors on the CPU, this one is on {device}")
-    ),
+
+@cache
+def _triton(device: str) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is missing; `pip install triton`"
+    from triton import knobs
+
+    if knobs.runtime.interpret:  # TRITON_INTERPRET=1: the kernels run in Python, on any device
+        return None
+    if device != "cuda":
+        return f"it takes tensors on a GPU, this one is on {device}"
+    return None if torch.cuda.is_available() else "torch sees no GPU"
+
+
+class _Backend(NamedTuple):
+    file: str  # in each room
+    home: str  # the type of device that it is for
+    why_not: Callable[[str], str | None]  # None if it can run on that type of device, else the reason, in words
+
+
+_BACKENDS = {
+    "reference": _Backend("reference", "cpu", lambda device: None),
+    "cpu": _Backend("native", "cpu", native.why_not_cpu),
+    "triton": _Backend("triton", "cuda", _triton),
+    "cuda": _Backend("native", "cuda", native.why_not_cuda),
 }
-_ORDER = {"cpu": ("cpu", "reference")}  # by device type, the fastest first; elsewhere the reference
+# By device type, the fastest first; elsewhere the reference.
+_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 _forced: ContextVar[str | None] = ContextVar("esvae_backend", default=None)
 
 
 def available_backends() -> list[str]:
     """The backends that can run in this process, e.g. `["reference", "cpu"]`."""
-    return [name for name, why_not in _WHY_NOT.items() if why_not(name if name != "reference" else "cpu") is None]
+    return [name for name, backend in _BACKENDS.items() if backend.why_not(backend.home) is None]
 
 
 def _checked(name: str, source: str) -> str:
-    if name not in _WHY_NOT:
-        raise ValueError(f"{source}: got {name!r}, accepted are {', '.join(_WHY_NOT)}")
+    if name not in _BACKENDS:
+        raise ValueError(f"{source}: got {name!r}, accepted are {', '.join(_BACKENDS)}")
     return name
 
 
@@ -52,7 +77,14 @@ def pick(device: torch.device) -> str:
     if forced is None and (name := os.environ.get("ESVAE_BACKEND")):
         forced = _checked(name, "ESVAE_BACKEND")
     if forced is None:
-        return next(name for name in _ORDER.get(device.type, ("reference",)) if _WHY_NOT[name](device.type) is None)
-    if why := _WHY_NOT[forced](device.type):
+        order = _ORDER.get(device.type, ("reference",))
+        return next(name for name in order if _BACKENDS[name].why_not(device.type) is None)
+    if why := _BACKENDS[forced].why_not(device.type):
         raise RuntimeError(f"backend {forced!r} was asked for but cannot run: {why}")
     return forced
+
+
+def room(package: str, device: torch.device) -> ModuleType | None:
+    """The file of an op's room that runs a tensor on `device`; None for the reference, which has other arguments."""
+    name = pick(device)
+    return None if name == "reference" else import_module(f"{package}.{_BACKENDS[name].file}")

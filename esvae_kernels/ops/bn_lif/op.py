@@ -15,19 +15,19 @@ from torch import Tensor
 from ... import backends, check, layout
 from ...library import differentiate_twice, register
 from ...surrogate import ATan, Surrogate
-from ..lif.native import Wanted
 from ..lif.op import Prepared, lif_apply, lif_bwd, lif_fwd, prepare
-from ..lif.reference import AFFINE, state_dtype
-from . import native, reference
+from ..lif.reference import AFFINE, Wanted, state_dtype
+from . import reference
 
 _GAIN_AND_REST = 3  # the bits of both rows of (a, b)
 
 
 def _statistics(y: Tensor, channel: int):
-    if backends.pick(y.device) == "reference":
+    room = backends.room(__package__, y.device)
+    if room is None:
         return reference.statistics(y, channel)
     channels_last = layout.is_channels_last(y, channel)
-    return native.statistics(layout.as_layout(y, channels_last, channel), channel, channels_last)
+    return room.statistics(layout.as_layout(y, channels_last, channel), channel, channels_last)
 
 
 def _statistics_fake(y: Tensor, channel: int):
@@ -40,12 +40,13 @@ bn_lif_statistics = register(
 
 
 def _correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
-    if backends.pick(y.device) == "reference":
+    room = backends.room(__package__, y.device)
+    if room is None:
         return reference.correct(dx, y, factors, channel)
     channels_last = layout.is_channels_last(dx, channel)
     dx, y = (layout.as_layout(tensor, channels_last, channel) for tensor in (dx, y))
     dy = _correct_fake(dx, y, factors, channel)
-    native.correct(dx, y, factors.contiguous(), dy, channel, channels_last)
+    room.correct(dx, y, factors.contiguous(), dy, channel, channels_last)
     return dy
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from ... import backends, check, layout
 from ...library import differentiate, differentiate_twice, one_by_one, register
 from ...surrogate import SURROGATES, ATan, Surrogate
-from . import native, reference
-from .native import Wanted
-from .reference import AFFINE, PARAMETERS, READOUTS, RESETS, Neuron, state_dtype
+from . import reference
+from .reference import AFFINE, CHUNK, PARAMETERS, READOUTS, RESETS, Neuron, Wanted, state_dtype
 
 _OPTIONS = (
     "SymInt steps, bool constant, float decay, float gain, float rest, float threshold, float v_reset, int reset, "
@@ -45,7 +44,7 @@ class _Shapes:
         no steps."""
         p = self.p
         out = self._empty((p.steps,) if READOUTS[p.readout] is None else (), p.dtype)
-        saved = (p.steps - 1) // native.CHUNK if save else 0
+        saved = (p.steps - 1) // CHUNK if save else 0
         return (
             out,
             self._empty((), self.state_dtype),
@@ -73,14 +72,15 @@ def _lif(x: Tensor, v: Tensor | None, parameters: Tensor | None, weights: Tensor
     p = Neuron(*options)
     shapes = _Shapes(x, p)
     results = shapes.outputs(save)
-    if backends.pick(x.device) == "reference":
+    room = backends.room(__package__, x.device)
+    if room is None:
         for result, value in zip(results, reference.lif(x, v, parameters, weights, p), strict=False):
             if value is not None:
                 result.copy_(value)
         results[-1].zero_()
     else:
         outputs = dict(zip(("out", "v", "membrane", "saved"), results, strict=True))
-        native.lif(shapes.dense(x), shapes.dense(v), _contiguous(parameters), weights, outputs, shapes.channels_last, p)
+        room.lif(shapes.dense(x), shapes.dense(v), _contiguous(parameters), weights, outputs, shapes.channels_last, p)
     return results
 
 
@@ -111,7 +111,8 @@ def _lif_backward(
     *options,
 ):
     p, wanted = Neuron(*options), Wanted(want_x, want_v, want_weights, want_parameters)
-    if backends.pick(x.device) == "reference":
+    room = backends.room(__package__, x.device)
+    if room is None:
         return _reference_backward(x, v, parameters, weights, (dout, dv, dmembrane), center_of_x, wanted, p)
     shapes = _Shapes(x, p)
     dx, dv0 = shapes.gradients(wanted)
@@ -120,7 +121,7 @@ def _lif_backward(
     inputs |= {"center_of_x": center_of_x}
     x, v, parameters = shapes.dense(x), shapes.dense(v), _contiguous(parameters)
     outputs = {"dx": dx, "dv0": dv0}
-    sums = native.lif_backward(x, v, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p)
+    sums = room.lif_backward(x, v, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p)
     return dx, dv0, *sums
 
 

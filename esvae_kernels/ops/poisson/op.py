@@ -9,7 +9,7 @@ from ... import backends, check
 from ...library import register
 from ...surrogate import Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
-from . import native, reference
+from . import reference
 
 _OPTIONS = "int surrogate, float shape, float scale, float center, bool smooth"
 
@@ -27,9 +27,10 @@ def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.d
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return out
-    if backends.pick(rate.device) == "reference":
+    room = backends.room(__package__, rate.device)
+    if room is None:
         return out.copy_(reference.poisson(rate, ids, _seed(seed), steps, surrogate, dtype))
-    native.poisson(rate.contiguous(), ids.contiguous(), _seed(seed), out, surrogate)
+    room.poisson(rate.contiguous(), ids.contiguous(), seed, out, surrogate)
     return out
 
 
@@ -42,9 +43,10 @@ def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, 
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return drate
-    if backends.pick(rate.device) == "reference":
+    room = backends.room(__package__, rate.device)
+    if room is None:
         return drate.copy_(reference.poisson_backward(rate, ids, _seed(seed), dspikes, surrogate))
-    native.poisson_backward(rate.contiguous(), ids.contiguous(), _seed(seed), dspikes.contiguous(), drate, surrogate)
+    room.poisson_backward(rate.contiguous(), ids.contiguous(), seed, dspikes.contiguous(), drate, surrogate)
     return drate
 
 
@@ -198,4 +200,5 @@ def seed_tensor(seed: int | Tensor | None, generator: torch.Generator | None, de
         return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=source).to(device)
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed: got {seed!r}, accepted is an integer of 64 bits")
-    return torch.tensor([seed - 2**64 if seed >= 2**63 else seed], dtype=torch.int64, device=device)
+    # Filled on the device: a copy from the host would wait for it, and could not be captured in a graph.
+    return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)

@@ -1,0 +1,525 @@
+"""The LIF in Triton: one kernel forward, one backward. A program takes a tile of neurons through the whole sequence.
+
+Time steps are walked in groups: a group's rows are loaded before its first result is stored, so that several loads are
+under way at once. The backward goes through the sequence in spans, from the last to the first: it recomputes a span's
+membrane potentials from the last stored potential before it, keeps them in registers, and walks back over them. The
+formulas are those of csrc/math/lif.h, and so is the order of their operations.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ... import tiles
+from ...surrogate.triton import slope, smooth
+from .reference import AFFINE, CHUNK, PARAMETERS, Neuron, Wanted, state_dtype
+
+_WARPS = 4
+_THREADS = 32 * _WARPS
+_GROUP = 4  # time steps whose loads are under way at once
+_REGISTERS = 168  # a thread of the backward: three programs on a multiprocessor of 65536
+_MANY_REGISTERS = 208  # where that does not do. Without a limit the assembler may spill to fit a program more
+_HARD, _SOFT, _DELAYED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(3)  # of reference.RESETS
+_RATE, _WEIGHTS = tl.constexpr(1), tl.constexpr(2)  # of reference.READOUTS
+_DECAY, _GAIN, _REST, _THRESHOLD, _V_RESET = (tl.constexpr(1 << k) for k in range(5))  # bits of `WANTED`
+_CHUNK = tl.constexpr(CHUNK)
+
+
+# ------------------------------------------------------------------------------------------------------ one time step
+
+
+class _Kind(NamedTuple):
+    """What a kernel is compiled for, beside its tensors' types and the layout: its constant argument KIND."""
+
+    RESET: int
+    STRICT: bool
+    DETACH: bool
+    SURROGATE: int
+    SMOOTH: bool
+    READOUT: int
+    CONSTANT: bool
+    FIRST: int  # the parameters that come per channel: PARAMETERS[FIRST : FIRST + ROWS]
+    ROWS: int
+    UNIT_GAIN: bool  # the gain is 1 everywhere: a multiplication less, each way
+    WANTED: int = 0  # bits: the parameters whose gradients the backward computes
+
+
+class _Cells(NamedTuple):
+    """A tile's neurons: their parameters, to be broadcast with it, and the surrogate's, which hold for all of them."""
+
+    decay: Any
+    gain: Any
+    rest: Any
+    threshold: Any
+    v_reset: Any
+    center: Any
+    shape: Any
+    scale: Any
+
+
+@triton.jit
+def _fire(n, m, KIND: tl.constexpr):
+    """The spike at membrane potential m."""
+    if KIND.SMOOTH:
+        return smooth(m - (n.threshold + n.center), KIND.SURROGATE, n.shape, n.scale)
+    elif KIND.STRICT:
+        return (m > n.threshold).to(m.dtype)
+    else:
+        return (m >= n.threshold).to(m.dtype)
+
+
+@triton.jit
+def _slope(n, m, KIND: tl.constexpr):
+    return slope(m - (n.threshold + n.center), KIND.SURROGATE, n.shape, n.scale)
+
+
+@triton.jit
+def _amplify(n, x, KIND: tl.constexpr):
+    return x if KIND.UNIT_GAIN else n.gain * x
+
+
+@triton.jit
+def _membrane(n, v, x, KIND: tl.constexpr):
+    """m_t from v_{t-1}."""
+    m = n.decay * v + (_amplify(n, x, KIND) + n.rest)
+    if KIND.RESET == _DELAYED:
+        m = m - n.threshold * _fire(n, v, KIND)
+    return m
+
+
+@triton.jit
+def _reset(n, m, s, KIND: tl.constexpr):
+    """v_t."""
+    if KIND.RESET == _HARD:
+        return m * (1 - s) + n.v_reset * s
+    elif KIND.RESET == _SOFT:
+        return m - n.threshold * s
+    else:
+        return m
+
+
+@triton.jit
+def _spike_adjoint(n, m, ds, dv, later, KIND: tl.constexpr):
+    """dL/ds_t in all: from the output (ds) and through the reset, from dv = dL/dv_t, or for the delayed reset from
+    later = dL/d(earlier spike) of the next step."""
+    if KIND.DETACH:
+        return ds
+    elif KIND.RESET == _HARD:
+        return ds + dv * (n.v_reset - m)
+    elif KIND.RESET == _SOFT:
+        return ds - dv * n.threshold
+    elif KIND.RESET == _DELAYED:
+        return ds + later
+    else:
+        return ds
+
+
+@triton.jit
+def _membrane_adjoint(n, s, ds_in_all, slope, dv, KIND: tl.constexpr):
+    """dL/dm_t; dL/dv_{t-1} = decay * dL/dm_t, dL/dx_t = gain * dL/dm_t."""
+    if KIND.RESET == _HARD:
+        return ds_in_all * slope + dv * (1 - s)
+    else:
+        return ds_in_all * slope + dv
+
+
+# ---------------------------------------------------------------------------------------------- a tile and its memory
+
+
+class _Place(NamedTuple):
+    """Where a tile lies: element `at` of a row of `size`, where `mask`."""
+
+    at: Any
+    mask: Any
+    row: Any
+    column: Any
+    size: Any
+    steps: Any
+
+
+@triton.jit
+def _place(rows, columns, steps, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr):
+    at, mask, row, column = tiles.tile(rows, columns, ALIGNED, TILE_ROWS, TILE_COLUMNS)
+    return _Place(at, mask, row, column, rows * tiles.aligned(columns, ALIGNED), steps)
+
+
+@triton.jit
+def _load(tensor, t, here):
+    """Row t of a tensor, in its own type; anything where there is none."""
+    return tl.load(tensor + t * here.size + here.at, mask=here.mask & (t < here.steps))
+
+
+@triton.jit
+def _store(tensor, t, here, value):
+    tl.store(tensor + t * here.size + here.at, value.to(tensor.dtype.element_ty), mask=here.mask)
+
+
+@triton.jit
+def _load_group(tensor, first, here, SAME: tl.constexpr, GROUP: tl.constexpr):
+    """Rows first .. first + GROUP - 1 of a tensor that may be missing, or SAME row 0 each time."""
+    rows = ()
+    if tensor is None:
+        rows = (tl.zeros(here.at.shape, tl.float32),) * GROUP  # nobody looks at them
+    elif SAME:
+        rows = (_load(tensor, 0, here),) * GROUP
+    else:
+        for k in tl.static_range(GROUP):
+            rows += (_load(tensor, first + k, here),)
+    return rows
+
+
+@triton.jit
+def _state(tensor, here, R: tl.constexpr):
+    """A tensor of one row that may be missing, in the state's type."""
+    if tensor is None:
+        return tl.zeros(here.at.shape, R)
+    else:
+        return tl.load(tensor + here.at, mask=here.mask).to(R)
+
+
+@triton.jit
+def _cells(
+    parameters, channels, decay, gain, rest, threshold, v_reset, center, shape, scale, here, R: tl.constexpr,
+    CHANNELS: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """The neurons of a tile. `parameters`: (KIND.ROWS, channels), those that come per channel."""
+    numbers, values = (decay, gain, rest, threshold, v_reset), ()
+    for k in tl.static_range(5):
+        value = tl.cast(numbers[k], R)
+        if k >= KIND.FIRST and k < KIND.FIRST + KIND.ROWS:
+            row = parameters + (k - KIND.FIRST) * channels
+            value = tiles.per_channel(row, value, here.row, here.column, channels, CHANNELS)
+        values += (value,)
+    return _Cells(values[0], values[1], values[2], values[3], values[4], tl.cast(center, R), shape, scale)
+
+
+# ------------------------------------------------------------------------------------------------------------ forward
+
+
+@triton.jit
+def _divided(a, b):
+    """a / b, rounded correctly: in fp32 `/` is not."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@tiles.jit
+def _lif_forward(
+    x, v0, parameters, weights, out, v_last, membrane, saved,
+    rows: tl.int64, columns: tl.int64, channels: tl.int64, steps: tl.int64, stored: tl.int64,
+    decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
+    center: tl.float64, shape: tl.float64, scale: tl.float64,
+    CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+    KIND: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = v_last.dtype.element_ty
+    here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
+    n = _cells(
+        parameters, channels, decay, gain, rest, threshold, v_reset, center, shape, scale, here, R, CHANNELS, KIND
+    )
+    v, total = _state(v0, here, R), tl.zeros(here.at.shape, R)
+    for first in range(0, steps, GROUP):
+        chunk = first // _CHUNK
+        if (first == chunk * _CHUNK) & (chunk > 0) & (chunk <= stored):
+            _store(saved, chunk - 1, here, v)
+        xs = _load_group(x, first, here, KIND.CONSTANT, GROUP)
+        for k in tl.static_range(GROUP):
+            t = first + k
+            if t < steps:
+                m = _membrane(n, v, xs[k].to(R), KIND)
+                s = _fire(n, m, KIND)
+                v = _reset(n, m, s, KIND)
+                if membrane is not None:
+                    _store(membrane, t, here, m)
+                if KIND.READOUT == _WEIGHTS:
+                    total += tl.load(weights + t).to(R) * s
+                elif KIND.READOUT == _RATE:
+                    total += s
+                else:
+                    _store(out, t, here, s)
+    if KIND.READOUT:
+        if KIND.READOUT == _RATE:
+            total = _divided(total, steps.to(R))
+        _store(out, 0, here, total)
+    _store(v_last, 0, here, v)
+
+
+# ----------------------------------------------------------------------------------------------------------- backward
+
+
+@triton.jit
+def _walk(n, x, v, first, here, KIND: tl.constexpr, GROUP: tl.constexpr):
+    """The membrane potentials of a group of steps from v on, and v after them."""
+    xs, ms = _load_group(x, first, here, KIND.CONSTANT, GROUP), ()
+    for k in tl.static_range(GROUP):
+        m = _membrane(n, v, xs[k].to(v.dtype), KIND)
+        v = _reset(n, m, _fire(n, m, KIND), KIND)
+        ms += (m,)
+    return ms, v
+
+
+class _Adjoints(NamedTuple):
+    """What the backward carries from a step to the one before: dL/dv, dL/d(earlier spike) of the delayed reset, and
+    sums over time. What is not asked for stays zero, and costs nothing."""
+
+    dv: Any
+    later: Any
+    dx: Any  # of a constant input
+    decay: Any
+    gain: Any
+    rest: Any
+    threshold: Any
+    v_reset: Any
+
+
+@triton.jit
+def _step_back(n, a, m, v, x, ds, recorded, KIND: tl.constexpr):
+    """From the adjoints `a` of step t: the spike, dL/dm_t and the adjoints of the step before.
+
+    v is the potential before the step, ds the gradient of its spike as an output, `recorded` that of a recorded m."""
+    s, slope = _fire(n, m, KIND), _slope(n, m, KIND)
+    in_all = _spike_adjoint(n, m, ds, a.dv, a.later, KIND)
+    dm = _membrane_adjoint(n, s, in_all, slope, a.dv, KIND)
+    if recorded is not None:
+        dm += recorded.to(dm.dtype)
+    later, dx, decay, gain, rest, threshold, v_reset = a.later, a.dx, a.decay, a.gain, a.rest, a.threshold, a.v_reset
+    if _THRESHOLD & KIND.WANTED:
+        threshold -= in_all * slope
+        if KIND.RESET == _SOFT:
+            threshold -= a.dv * s
+        elif KIND.RESET == _DELAYED:
+            threshold -= dm * _fire(n, v, KIND)
+    if _V_RESET & KIND.WANTED and KIND.RESET == _HARD:
+        v_reset += a.dv * s
+    if _DECAY & KIND.WANTED:
+        decay += dm * v
+    if _GAIN & KIND.WANTED:
+        gain += dm * x
+    if _REST & KIND.WANTED:
+        rest += dm
+    if KIND.CONSTANT:
+        dx += _amplify(n, dm, KIND)
+    if KIND.RESET == _DELAYED and not KIND.DETACH:
+        later = -n.threshold * dm
+    return s, dm, _Adjoints(n.decay * dm, later, dx, decay, gain, rest, threshold, v_reset)
+
+
+@triton.jit
+def _group_back(
+    n, a, ms, v, x, x_center, weights, dout, dmembrane, dx, dweights, first, here, KIND: tl.constexpr,
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """The steps of a group from the last to the first, from their membrane potentials and the potential v before."""
+    R: tl.constexpr = v.dtype
+    douts = _load_group(dout, first, here, KIND.READOUT != 0, GROUP)
+    recorded = _load_group(dmembrane, first, here, False, GROUP)
+    xs = _load_group(x if _GAIN & KIND.WANTED else None, first, here, KIND.CONSTANT, GROUP)
+    for k in tl.static_range(GROUP - 1, -1, -1):
+        t = first + k
+        if t < here.steps:
+            before = v
+            if k > 0:
+                before = _reset(n, ms[k - 1], _fire(n, ms[k - 1], KIND), KIND)
+            dout_t = tl.zeros_like(v) if dout is None else douts[k].to(R)
+            ds = dout_t
+            if KIND.READOUT == _RATE:
+                ds = ds * (1 / here.steps.to(R))
+            elif KIND.READOUT == _WEIGHTS:
+                ds = ds * tl.load(weights + t).to(R)
+            x_t = xs[k].to(R) - x_center if _GAIN & KIND.WANTED else None
+            recorded_t = recorded[k] if dmembrane is not None else None
+            s, dm, a = _step_back(n, a, ms[k], before, x_t, ds, recorded_t, KIND)
+            if dx is not None and not KIND.CONSTANT:
+                _store(dx, t, here, _amplify(n, dm, KIND))
+            if dweights is not None:
+                part = tl.sum(tl.where(here.mask, dout_t * s, 0).to(tl.float64))
+                tl.store(dweights + tl.program_id(0).to(tl.int64) * here.steps + t, part)
+    return a
+
+
+@tiles.jit
+def _lif_backward(
+    x, v0, parameters, weights, saved, dout, dv_last, dmembrane, center_of_x, dx, dv0, dparameters, dweights,
+    rows: tl.int64, columns: tl.int64, channels: tl.int64, steps: tl.int64,
+    decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
+    center: tl.float64, shape: tl.float64, scale: tl.float64,
+    CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+    KIND: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    R: tl.constexpr = saved.dtype.element_ty
+    here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
+    n = _cells(
+        parameters, channels, decay, gain, rest, threshold, v_reset, center, shape, scale, here, R, CHANNELS, KIND
+    )
+    zero = tl.zeros(here.at.shape, R)
+    x_center = zero
+    if center_of_x is not None:
+        x_center += tiles.per_channel(center_of_x, 0, here.row, here.column, channels, CHANNELS)
+    a = _Adjoints(_state(dv_last, here, R), zero, zero, zero, zero, zero, zero, zero)
+    last = steps
+    while last > 0:  # written so that LLVM sees no regular stride: it would keep a pointer for every row of a span
+        first = (last - 1) // SPAN * SPAN
+        last = first
+        chunk = first // _CHUNK
+        if chunk > 0:  # noqa: SIM108 - a branch, where `a if b else c` loads both
+            v = _load(saved, chunk - 1, here)
+        else:
+            v = _state(v0, here, R)
+        for t in range(chunk * _CHUNK, first, GROUP):
+            _, v = _walk(n, x, v, t, here, KIND, GROUP)
+        start, membranes = v, ()
+        for g in tl.static_range(SPAN // GROUP):
+            ms = (zero,) * GROUP
+            if first + g * GROUP < steps:
+                ms, v = _walk(n, x, v, first + g * GROUP, here, KIND, GROUP)
+            membranes += ms
+        for g in tl.static_range(SPAN // BACK - 1, -1, -1):
+            if first + g * BACK < steps:
+                before = start
+                if g > 0:
+                    m = membranes[g * BACK - 1]
+                    before = _reset(n, m, _fire(n, m, KIND), KIND)
+                a = _group_back(
+                    n, a, membranes[g * BACK : g * BACK + BACK], before, x, x_center, weights, dout, dmembrane, dx,
+                    dweights, first + g * BACK, here, KIND, BACK,
+                )  # fmt: skip
+    if KIND.RESET == _DELAYED and not KIND.DETACH:  # the first step's earlier spike is that at v0
+        through = a.later * _slope(n, _state(v0, here, R), KIND)
+        a = _Adjoints(a.dv + through, a.later, a.dx, a.decay, a.gain, a.rest, a.threshold - through, a.v_reset)
+    if KIND.CONSTANT and dx is not None:
+        _store(dx, 0, here, a.dx)
+    if dv0 is not None:
+        _store(dv0, 0, here, a.dv)
+    if dparameters is not None:
+        sums = (a.decay, a.gain, a.rest, a.threshold, a.v_reset)
+        for k in tl.static_range(5):
+            if k >= KIND.FIRST and k < KIND.FIRST + KIND.ROWS:
+                tiles.store_sums(
+                    dparameters, k - KIND.FIRST, KIND.ROWS, sums[k], here.mask, here.row, here.column, rows, columns,
+                    CHANNELS, TILE_ROWS, TILE_COLUMNS,
+                )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- launchers
+
+
+def _common(
+    x: Tensor,
+    v: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    channels_last: bool,
+    per_thread: int,
+    wanted: int,
+    p: Neuron,
+) -> tuple[tiles.Tiles, dict[str, Any]]:
+    """How a call is laid over the device, and the arguments that forward and backward share."""
+    size, channels, inner = x.numel() if p.constant else x.numel() // p.steps, 0, 1
+    if parameters is not None:
+        channels = parameters.shape[1]
+        inner = size if channels == 1 else 1 if channels_last else math.prod(x.shape[2 if p.constant else 3 :])
+    rows = 0 if parameters is None else len(parameters)
+    first = AFFINE.start if rows == 2 else 0
+    kind = _Kind(
+        RESET=p.reset,
+        STRICT=p.strict,
+        DETACH=p.detach_reset,
+        SURROGATE=p.surrogate,
+        SMOOTH=p.smooth,
+        READOUT=p.readout,
+        CONSTANT=p.constant,
+        FIRST=first,
+        ROWS=rows,
+        UNIT_GAIN=not rows and p.gain == 1,
+        WANTED=wanted << first,
+    )
+    layout = tiles.tiles(size, channels, inner, _THREADS * per_thread)
+    if not layout.ALIGNED:  # one by one: more of them than a vector of the state's are only registers
+        per_thread = min(per_thread, 16 // state_dtype(x.dtype).itemsize)
+        layout = tiles.tiles(size, channels, inner, _THREADS * per_thread)
+    numbers = dict(zip(PARAMETERS, p.numbers(), strict=True))
+    surrogate = {"center": p.center, "shape": p.shape, "scale": p.scale}
+    tensors = {"x": x, "v0": v, "parameters": parameters, "weights": weights}
+    return layout, tensors | layout._asdict() | numbers | surrogate | {"steps": p.steps, "KIND": kind, "GROUP": _GROUP}
+
+
+def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
+    """How many neurons a thread gets: 16 bytes of the widest tensor that is walked step by step."""
+    return 16 // max(tensor.element_size() for tensor in (x, *by_step) if tensor is not None)
+
+
+def lif(
+    x: Tensor,
+    v: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    outputs: dict[str, Tensor],
+    channels_last: bool,
+    p: Neuron,
+) -> None:
+    """Fills `outputs`: out, v, and where they have elements membrane and saved."""
+    if not x.numel():
+        return
+    out, membrane, saved = outputs["out"], outputs["membrane"] if p.record else None, outputs["saved"]
+    per_thread = _per_thread(x, None if p.readout else out, membrane)
+    layout, arguments = _common(x, v, parameters, weights, channels_last, per_thread, 0, p)
+    arguments |= {"out": out, "v_last": outputs["v"], "membrane": membrane, "saved": saved, "stored": len(saved)}
+    tiles.launch(_lif_forward, layout.grid, num_warps=_WARPS, **arguments)
+
+
+def lif_backward(
+    x: Tensor,
+    v: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    inputs: dict[str, Tensor | None],
+    outputs: dict[str, Tensor],
+    channels_last: bool,
+    wanted: Wanted,
+    p: Neuron,
+) -> tuple[Tensor, Tensor]:
+    """Fills `outputs` (dx, dv0, where they are wanted) and returns dparameters (2 or 5, C) and dweights (T), fp64.
+
+    `inputs`: saved, dout, dv, dmembrane, center_of_x (the gradient of the gain is that of gain * (x - center_of_x)).
+    """
+    rows, channels = (len(PARAMETERS), 1) if parameters is None else parameters.shape
+    dparameters = x.new_zeros((rows, channels if wanted.parameters else 0), dtype=torch.float64)
+    dweights = x.new_zeros(p.steps if wanted.weights else 0, dtype=torch.float64)
+    if not x.numel():
+        return dparameters, dweights
+    dout, dmembrane = inputs["dout"], inputs["dmembrane"]
+    per_thread, state = _per_thread(x, None if p.readout else dout, dmembrane), state_dtype(x.dtype).itemsize
+    many = rows == len(PARAMETERS) and bool(wanted.parameters)  # five sums over time, in as many registers
+    if many:
+        per_thread = min(per_thread, 4) if state == 4 else 1
+    layout, arguments = _common(x, v, parameters, weights, channels_last, per_thread, wanted.parameters, p)
+    parameter_sums = layout.partial_sums(rows, x) if wanted.parameters else None
+    weight_sums = x.new_empty((*layout.grid, p.steps), dtype=torch.float64) if wanted.weights else None
+    arguments |= {
+        "saved": inputs["saved"],
+        "dout": dout,
+        "dv_last": inputs["dv"],
+        "dmembrane": dmembrane,
+        "center_of_x": inputs["center_of_x"],
+        "dx": outputs["dx"] if wanted.x else None,
+        "dv0": outputs["dv0"] if wanted.v else None,
+        "dparameters": parameter_sums,
+        "dweights": weight_sums,
+        "SPAN": CHUNK if layout.TILE_ROWS * layout.TILE_COLUMNS * state <= 16 * _THREADS else CHUNK // 2,
+        "BACK": 2 if wanted.parameters or dmembrane is not None else 4,
+    }
+    registers = _MANY_REGISTERS if many or wanted.weights or state == 8 else _REGISTERS
+    tiles.launch(_lif_backward, layout.grid, num_warps=_WARPS, maxnreg=registers, **arguments)
+    if parameter_sums is not None:
+        dparameters = layout.finish(parameter_sums)
+    if weight_sums is not None:
+        dweights = weight_sums.sum(0)
+    return dparameters, dweights
