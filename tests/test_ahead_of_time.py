@@ -1,0 +1,300 @@
+"""Every Triton kernel, as it would be launched on a GPU, compiled without one: registers, spills, accesses, fma.
+
+The public functions and their backwards run on meta tensors; what they would launch is caught, and compiled for
+NVIDIA's sm_80, sm_90 and sm_100 and for AMD's gfx90a and gfx942. The registers are printed as a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import esvae_kernels as ek
+from esvae_kernels import backends, layout
+from esvae_kernels.ops.bn_lif import op as bn_lif_op
+from esvae_kernels.ops.lif import op as lif_op
+from esvae_kernels.ops.poisson import op as poisson_op
+from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter is on: nothing is compiled")
+
+NVIDIA = [("cuda", arch, 32) for arch in (80, 90, 100)]
+AMD = [("hip", arch, 64) for arch in ("gfx90a", "gfx942")]
+
+
+REPLACED = {  # the raw ops by what they run on a device; of meta tensors torch would ask for the shapes alone
+    lif_op: {"lif_fwd": lif_op._lif, "lif_bwd": lif_op._lif_backward},
+    bn_lif_op: {
+        "lif_fwd": lif_op._lif,
+        "lif_bwd": lif_op._lif_backward,
+        "bn_lif_statistics": bn_lif_op._statistics,
+        "bn_lif_correct": bn_lif_op._correct,
+    },
+    poisson_op: {"poisson_fwd": poisson_op._poisson, "poisson_bwd": poisson_op._poisson_backward},
+}
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel, in what can be pickled: arguments by name, options, and the types of tensors."""
+
+    module: str
+    kernel: str
+    constants: tuple[tuple[str, Any], ...]
+    types: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, Any], ...]
+
+
+class Compiled(NamedTuple):
+    registers: int
+    stack: int
+    wide: int  # loads and stores of 16 bytes
+    narrow: int
+    fused: int  # fused multiply-adds
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """What the ops launch on meta tensors, in place of launching it."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *_: object, grid: tuple, warmup: bool, **given: object) -> None:
+        names = [p.name for p in kernel.params]
+        assert given.keys() >= set(names), f"{kernel.__name__}: {set(names) - given.keys()} are missing"
+        constants, types = {}, {}
+        for p in kernel.params:
+            value = given[p.name]
+            if isinstance(value, torch.Tensor):
+                assert value.is_meta, f"{kernel.__name__}: {p.name} is on {value.device}, not that of the inputs"
+                dtype = str(value.dtype).removeprefix("torch.")
+                types[p.name] = "*" + triton.runtime.jit.type_canonicalisation_dict[dtype]
+            elif p.is_constexpr or value is None:
+                constants[p.name] = value
+            else:
+                assert p.annotation_type, f"{kernel.__name__}: {p.name} would be compiled anew for other numbers"
+                assert p.do_not_specialize, f"{kernel.__name__}: {p.name} would be specialised"
+                types[p.name] = p.annotation_type
+        options = {name: value for name, value in given.items() if name not in names}
+        fn = kernel.fn
+        launches.append(Launch(fn.__module__, fn.__name__, *(tuple(d.items()) for d in (constants, types, options))))
+
+    with pytest.MonkeyPatch.context() as patch, ek.use_backend("triton"):
+        patch.setattr(triton.runtime.jit.JITFunction, "run", record)
+        patch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
+        patch.setitem(backends._BACKENDS, "triton", backends._BACKENDS["triton"]._replace(why_not=lambda device: None))
+        for module, functions in REPLACED.items():
+            for name, function in functions.items():
+                patch.setattr(module, name, function)
+        yield launches
+
+
+def compile_for(launch: Launch, target: tuple) -> Compiled:
+    """In a process of its own, as a rule."""
+    import importlib
+
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    constants, types = dict(launch.constants), dict(launch.types)
+    signature = {p.name: types.get(p.name, "constexpr") for p in kernel.params}
+    # Of a launch Triton knows that the addresses are multiples of 16: torch's allocator aligns to 512.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t.startswith("*")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = dict(launch.options)
+    if target[0] == "hip":  # what `tiles.launch` says there
+        options["num_warps"] //= 2
+        options.pop("maxnreg", None)
+    binary = triton.compile(source, target=GPUTarget(*target), options=options)
+    return _nvidia(binary.asm) if target[0] == "cuda" else _amd(binary.asm)
+
+
+def _nvidia(asm: dict[str, Any]) -> Compiled:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        command = [tools / "cuobjdump", "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    accesses = re.findall(r"(?:ld|st)\.global\S*?((?:\.v\d)?)\.[bfsu](\d+)", asm["ptx"])
+    sizes = [int(vector[2:] or 1) * int(width) // 8 for vector, width in accesses]
+    wide = sum(size >= 16 for size in sizes)
+    fused = len(re.findall(r"\bfma\.", asm["ptx"]))
+    return Compiled(found["REG"], found["STACK"] + found["LOCAL"], wide, len(sizes) - wide, fused)
+
+
+def _amd(asm: dict[str, Any]) -> Compiled:
+    text = asm["amdgcn"]
+
+    def number(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
+
+    accesses = re.findall(r"(?:global|buffer)_(?:load|store)_(\w+)", text)
+    wide = accesses.count("dwordx4")
+    fused = len(re.findall(r"\bv_(?:pk_)?fmac?_", text))
+    return Compiled(number("vgpr_count"), number("private_segment_fixed_size"), wide, len(accesses) - wide, fused)
+
+
+# ---------------------------------------------------------------------------------------------------------- the cases
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+NEURON = {"decay": 0.25, "threshold": 0.3, "surrogate": Rectangular(0.5)}
+
+
+def _empty(*shape: int, dtype: torch.dtype = F32, last: bool = False) -> torch.Tensor:
+    """A tensor to differentiate in; `last`: channels-last."""
+    strides = layout.strides(shape, last, 2)
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta", requires_grad=True)
+
+
+def _differentiate(*outputs: torch.Tensor) -> None:
+    outputs = tuple(out for out in outputs if out.requires_grad)
+    torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
+
+
+def _lif(dtype: torch.dtype = F32, shape: tuple = (6, 4, 8, 16), **options: Any) -> None:
+    _differentiate(*ek.lif(_empty(*shape, dtype=dtype), **(NEURON | options)))
+
+
+def _lif_channels(last: bool, dtype: torch.dtype = F32, **options: Any) -> None:
+    state = F64 if dtype == F64 else F32
+    values = {name: _empty(64, dtype=state) for name in ("decay", "gain", "rest", "threshold", "v_reset")}
+    _differentiate(*ek.lif(_empty(6, 4, 64, 16, dtype=dtype, last=last), **(NEURON | values | options)))
+
+
+def _bn_lif(last: bool, dtype: torch.dtype = F32, **options: Any) -> None:
+    y, weight, bias = _empty(6, 4, 64, 16, dtype=dtype, last=last), _empty(64), _empty(64)
+    buffers = (_empty(64).detach() for _ in range(2))
+    _differentiate(*ek.bn_lif(y, weight, bias, *buffers, **({"training": True} | NEURON | options)))
+
+
+def _poisson(dtype: torch.dtype = F32, shape: tuple = (8, 128), steps: int = 6, **options: Any) -> None:
+    _differentiate(ek.poisson(_empty(*shape, dtype=dtype), steps, **options))
+
+
+def _no_gradient() -> None:
+    """Spikes of one byte."""
+    ek.lif(_empty(6, 4, 8, 16).detach(), **NEURON, dtype=torch.uint8)
+    ek.poisson(_empty(8, 128).detach(), 6, dtype=torch.uint8)
+
+
+class Case(NamedTuple):
+    """`wide`: every access of every kernel in it is of 16 bytes (none moves a small tensor)."""
+
+    call: Callable[[], None]
+    wide: bool = False
+
+
+PLAIN = {
+    "lif-f32": Case(_lif, True),
+    "lif-bf16": Case(lambda: _lif(BF16), True),
+    "bn_lif-last-f32": Case(lambda: _bn_lif(True)),
+    "bn_lif-last-bf16": Case(lambda: _bn_lif(True, BF16)),
+    "poisson-f32": Case(_poisson),
+    "poisson-bf16": Case(lambda: _poisson(BF16)),
+}
+OPTIONS = {
+    "lif-f64": Case(lambda: _lif(F64), True),
+    "lif-f16-atan": Case(lambda: _lif(F16, surrogate=ATan()), True),
+    "lif-soft-sigmoid": Case(lambda: _lif(reset="soft", surrogate=Sigmoid()), True),
+    "lif-delayed-strict": Case(lambda: _lif(reset="delayed", strict=True), True),
+    "lif-none-smooth": Case(lambda: _lif(reset="none", surrogate=StraightThrough(smooth=True)), True),
+    "lif-rate-bf16": Case(lambda: _lif(BF16, readout="rate")),
+    "lif-weights-recorded": Case(lambda: _lif(readout=_empty(6, dtype=F64), record="membrane")),
+    "lif-constant": Case(lambda: _lif(shape=(4, 8, 16), steps=6)),
+    "u8": Case(_no_gradient),
+    "lif-unaligned": Case(lambda: _lif(shape=(6, 3, 7, 5))),
+    "lif-v": Case(lambda: _lif(shape=(6, 4, 64), v=_empty(4, 64)), True),
+    "lif-channels": Case(lambda: _lif_channels(False)),
+    "lif-channels-last-delayed": Case(lambda: _lif_channels(True, reset="delayed")),
+    "lif-channels-last-bf16": Case(lambda: _lif_channels(True, BF16)),
+    "bn_lif-f32": Case(lambda: _bn_lif(False)),
+    "bn_lif-f64": Case(lambda: _bn_lif(False, F64)),
+    "poisson-f64-straight-through": Case(lambda: _poisson(F64, surrogate=StraightThrough())),
+    "poisson-smooth": Case(lambda: _poisson(surrogate=ATan(smooth=True))),
+}
+ALL = PLAIN | OPTIONS
+
+
+def launches_of(case: Case) -> list[Launch]:
+    with recording() as launches:
+        case.call()
+    assert launches
+    return launches
+
+
+class Row(NamedTuple):
+    case: str
+    target: tuple
+    launch: Launch
+    compiled: Compiled
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Row]:
+    """All that is compiled: the plain cases for every target, the others for sm_90."""
+    wanted = []
+    for name, case in ALL.items():
+        for target in NVIDIA + AMD if name in PLAIN else [("cuda", 90, 32)]:
+            wanted += [(name, target, launch) for launch in launches_of(case)]
+    jobs = list(dict.fromkeys((launch, target) for _, target, launch in wanted))
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        found = dict(zip(jobs, pool.map(compile_for, *zip(*jobs, strict=True)), strict=True))
+    return [Row(name, target, launch, found[launch, target]) for name, target, launch in wanted]
+
+
+def test_no_kernel_spills(rows: list[Row]) -> None:
+    assert [r for r in rows if r.compiled.stack] == []
+
+
+def test_nothing_is_contracted(rows: list[Row]) -> None:
+    """A fused multiply-add would round once where the reference rounds twice. (AMD's division is made of them, and so
+    is the arc tangent of smooth spikes.)"""
+    assert [r for r in rows if r.compiled.fused and r.target[0] == "cuda" and r.case != "poisson-smooth"] == []
+
+
+def test_every_kernel_has_accesses_of_16_bytes(rows: list[Row]) -> None:
+    small = ("_bn_finish",)  # its tensor has a number per channel and program
+    assert [r for r in rows if not r.compiled.wide and r.case != "lif-unaligned" and r.launch.kernel not in small] == []
+
+
+def test_plain_kernels_have_no_others(rows: list[Row]) -> None:
+    assert [r for r in rows if ALL[r.case].wide and r.compiled.narrow and r.target[0] == "cuda"] == []
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+def test_two_variants_serve_any_length_and_size(dtype: torch.dtype) -> None:
+    """Any T and N: what Triton compiles is the same, but for whether rows are aligned."""
+    found: dict[str, set[Launch]] = {}
+    for steps, n in itertools.product((1, 2, 4, 16, 17, 256), (1, 5, 16, 1000, 1024, 4097)):
+        with recording() as launches:
+            _lif(dtype, (steps, n))
+            _poisson(dtype, (n, 128), steps)
+        for launch in launches:
+            found.setdefault(launch.kernel, set()).add(launch)
+    assert len(found) == 4  # forward and backward of both
+    assert {name: len(variants) for name, variants in found.items() if len(variants) > 2} == {}
+
+
+def test_print_the_registers(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+    targets = [str(target[1]) for target in NVIDIA + AMD]
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for r in rows:
+        table.setdefault((r.case, r.launch.kernel), {})[str(r.target[1])] = str(r.compiled.registers)
+    with capsys.disabled():
+        print(f"\n{'registers a thread':60}", *(f"{target:>7}" for target in targets))
+        for (case, kernel), registers in table.items():
+            print(f"{case + ' ' + kernel:60}", *(f"{registers.get(target, ''):>7}" for target in targets))

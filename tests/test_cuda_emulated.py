@@ -1,0 +1,57 @@
+"""The CUDA kernels, compiled as C++ and run on host memory (emulate/), against the reference: the kernel tests' grids
+of options, in a process of their own where `_esvae_kernels.cuda` is the emulated one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# What tells one kernel from another: not what is the same for every backend, such as derivatives of derivatives.
+COMPARISONS = (
+    "(equal or last_place or some_parameters or align_with_blocks or batch_norm_and_lif or every_half or alone or "
+    "delayed_reset or recorded or comparison_is_exact or thousand_steps or counter_is or formulas) "
+    "and not C17001"  # a block for each of so many channels takes long here
+)
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="the emulator needs g++ and Linux"
+)
+
+
+def run(*arguments: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "emulate.plugin", "-p", "no:cacheprovider", "-q", "-x", *arguments]
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command, cwd=TESTS.parent, env=os.environ | {"PYTHONPATH": path} | environment, capture_output=True, text=True
+    )
+    report = done.stdout[-6000:] + done.stderr[-3000:]
+    assert done.returncode == 0, report
+    print(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("op", ["lif", "bn_lif", "poisson", "surrogate"])
+def test_kernels_equal_the_reference(op: str) -> None:
+    run(str(TESTS / f"test_{op}.py"), "-m", "not slow", "-k", COMPARISONS)
+
+
+def test_layouts_within_bounds() -> None:
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer: every access to a tensor, to a block's shared memory, and
+    its alignment. Python is not built with them, so the runtime is preloaded, with libstdc++, or it does not find what
+    throws."""
+    find = [["g++", f"-print-file-name=lib{name}.so"] for name in ("asan", "stdc++")]
+    libraries = [subprocess.run(f, capture_output=True, text=True, check=True).stdout.strip() for f in find]
+    if not all(map(os.path.isabs, libraries)):
+        pytest.skip("g++ has no AddressSanitizer")
+    run(
+        str(TESTS / "emulate/layouts.py"),
+        "--capture=sys",
+        EMULATE_SANITIZE="address,undefined",
+        LD_PRELOAD=" ".join(libraries),
+        ASAN_OPTIONS="detect_leaks=0",
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )

@@ -1,0 +1,244 @@
+"""The Triton LIF under Triton's interpreter, against the reference: on few neurons, as it takes milliseconds a step."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from kernel_helpers import (
+    DTYPES,
+    SMOOTH,
+    SURROGATES,
+    assert_all_same_bits,
+    assert_gradients,
+    assert_same_bits_or_nan,
+    assert_sums,
+    channels_last,
+    flat,
+    name,
+    neuron,
+    parameters,
+    randn,
+    run_lif,
+)
+from test_lif import near_threshold
+from torch import Tensor
+from triton_helpers import interpreted  # noqa: F401 - a fixture
+
+from esvae_kernels import lif, use_backend
+from esvae_kernels.ops.lif import reference
+from esvae_kernels.ops.lif.reference import PARAMETERS, RESETS
+from esvae_kernels.surrogate import Surrogate
+
+RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
+ops = torch.ops.esvae_kernels
+STEPS = (1, 3, 4, 7, 16, 17, 20, 33)
+ROWS = (
+    (5,),
+    (64,),
+    (3, 5, 3),
+    (2, 3, 4),
+    (2, 8, 2, 4),
+)  # (N, *): odd ones, and such that are accessed 16 bytes at once
+pytestmark = pytest.mark.usefixtures("poisoned", "interpreted")
+
+
+def check(x: Tensor, v: Tensor | None = None, **options) -> None:
+    """Outputs equal in every bit, gradients within their tolerance."""
+    state = reference.state_dtype(x.dtype)
+    v = None if v is None else v.to(state)
+    *outputs, gradients = run_lif("reference", x, v, **options)
+    *actual, found = run_lif("triton", x, v, **options)
+    own = 1 if v is None else 2
+    assert_all_same_bits(actual, outputs)
+    assert_gradients(found[:own], gradients[:own])
+    assert_sums(found[own:], gradients[own:], x.numel() * (options.get("steps") or 1), state)
+
+
+def pairwise(**axes: tuple) -> list[dict]:
+    """A few combinations in which every two values of two axes meet, or nearly so: greedily, of random ones."""
+    import random
+
+    draw, names = random.Random(0), list(axes)
+    pairs = {
+        (a, i, b, j)
+        for a, b in itertools.combinations(names, 2)
+        for i, j in itertools.product(range(len(axes[a])), range(len(axes[b])))
+    }
+    rows = []
+    while pairs:
+        candidates = [{n: draw.randrange(len(axes[n])) for n in names} for _ in range(30)]
+        met = [{(a, c[a], b, c[b]) for a, b in itertools.combinations(names, 2)} & pairs for c in candidates]
+        best = max(range(len(met)), key=lambda k: len(met[k]))
+        if not met[best]:
+            continue
+        pairs -= met[best]
+        rows.append({n: axes[n][candidates[best][n]] for n in names})
+    return rows
+
+
+GRID = pairwise(
+    reset=RESETS,
+    strict=(False, True),
+    detach_reset=(False, True),
+    dtype=tuple(DTYPES.values()),
+    steps=STEPS,
+    row=ROWS,
+    readout=(None, "rate", "weights"),
+    record=(None, "membrane"),
+    constant=(False, True),
+    v=(False, True),
+    surrogate=tuple(SURROGATES),
+    learnt=("", "one", "gain-rest", "some", "all"),
+    last=(False, True),
+)
+
+
+def learnt_of(kind: str, channels: int) -> dict[str, Tensor]:
+    """Those of the parameters that are tensors."""
+    names = {"": (), "one": PARAMETERS, "gain-rest": PARAMETERS[1:3], "some": PARAMETERS[::3], "all": PARAMETERS}[kind]
+    return {k: parameters(1 if kind == "one" else channels)[k] for k in names}
+
+
+@pytest.mark.parametrize("case", GRID, ids=[str(k) for k in range(len(GRID))])
+def test_equals_the_reference(case: dict, request: pytest.FixtureRequest) -> None:
+    case = dict(case)
+    index = GRID.index(case)
+    steps, row, dtype, constant = (case.pop(k) for k in ("steps", "row", "dtype", "constant"))
+    x = randn(*row, seed=index, dtype=dtype) if constant else randn(steps, *row, seed=index, dtype=dtype)
+    if case.pop("last") and len(row) > 2:
+        x = channels_last(x, 1 if constant else 2)
+    v = randn(*row, seed=index + 1) if case.pop("v") else None
+    if case["readout"] == "weights":
+        case["readout"] = randn(steps, seed=3)
+    channels = row[1] if len(row) > 1 else 1
+    options = RICH | {"decay": (0.25, 0.3, 0.9)[index % 3]} | learnt_of(case.pop("learnt"), channels) | case
+    check(x, v, steps=steps if constant else None, **options)
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+@pytest.mark.parametrize("decay", [0.25, 0.3, 0.9])
+def test_one_unit_in_the_last_place_of_the_threshold(decay: float, dtype: torch.dtype, reset: str) -> None:
+    for strict, affine in ((False, {}), (True, {"gain": 0.7, "rest": 0.1})):
+        options = {"decay": decay, "threshold": 0.2, "reset": reset, "strict": strict} | affine
+        check(*near_threshold((6, 512), dtype, **options), **options)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
+def test_surrogates(surrogate: Surrogate) -> None:
+    """Smooth spikes are no comparison: exp, atan and erf differ in the last place between numpy and torch."""
+    for dtype, reset in ((torch.float64, "hard"), (torch.float32, "delayed"), (torch.float64, "soft")):
+        x, v = randn(5, 40, dtype=dtype) / 2, randn(40, seed=1, dtype=dtype) / 2
+        options = RICH | {"surrogate": surrogate, "reset": reset, "threshold": torch.tensor([0.4], dtype=dtype)}
+        *outputs, gradients = run_lif("reference", x, v, **options)
+        *actual, found = run_lif("triton", x, v, **options)
+        if surrogate.smooth:
+            assert_gradients(actual, outputs)
+        else:
+            assert_all_same_bits(actual, outputs)
+        assert_gradients(found[:2], gradients[:2])
+        assert_sums(found[2:], gradients[2:], x.numel(), dtype)
+
+
+@pytest.mark.parametrize("out", [*DTYPES.values(), torch.uint8], ids=[*DTYPES, "u8"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_dtype_of_the_spikes(dtype: torch.dtype, out: torch.dtype) -> None:
+    x, options = randn(5, 3, 24, dtype=dtype), RICH | {"dtype": out}
+    if out.is_floating_point:
+        return check(x, **options)
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            results.append(lif(x, **options))
+    return assert_all_same_bits(*results)
+
+
+# Several programs, along both axes of the matrix; rows that end within a tile; one channel, channels of one neuron.
+CHANNELS = {
+    "T3-N2-C2-15x20": (3, 2, 2, 15, 20),
+    "T3-N2-C1-20x20": (3, 2, 1, 20, 20),
+    "T2-N5-C130": (2, 5, 130),
+    "T2-N1-C96-2x2": (2, 1, 96, 2, 2),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("case", CHANNELS)
+def test_parameters_per_channel(case: str, layout: str) -> None:
+    shape = CHANNELS[case]
+    for index, dtype in enumerate((torch.float32, torch.bfloat16)):
+        x, v = randn(*shape, seed=index, dtype=dtype), randn(*shape[1:], seed=9)
+        x = channels_last(x) if layout == "channels-last" else x
+        learnt = parameters(shape[2])
+        learnt = learnt if index else {k: learnt[k] for k in ("gain", "rest")}
+        check(x, v, reset=RESETS[index], **(RICH | learnt))
+
+
+def test_the_center_of_the_current() -> None:
+    """The gradient of the gain is that of gain * (x - center)."""
+    x, center = randn(18, 3, 4, 6), randn(4, seed=5)
+    options = neuron(steps=18, **RICH)
+    affine = torch.stack([parameters(4)[k] for k in ("gain", "rest")])
+    saved, dout = randn(1, 3, 4, 6, seed=2), randn(18, 3, 4, 6, seed=3)
+    with use_backend("reference"):
+        saved = ops.lif_fwd(x[:16], None, affine, None, False, *options._replace(steps=16))[1][None]
+    arguments = (x, None, affine, None, saved, dout, None, None, center, True, False, False, 3, *options)
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            results.append(ops.lif_bwd(*arguments))
+    assert_gradients(results[0][:1], results[1][:1])
+    assert_sums(results[0][2:3], results[1][2:3], x.numel(), torch.float32)
+
+
+@pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
+def test_gradient_of_one_parameter_alone(argument: str) -> None:
+    steps = 5
+    values = parameters(3) | {"readout": randn(steps, seed=3)}
+    for reset in RESETS:
+        check(randn(steps, 4, 3, 2), **(RICH | {"reset": reset, argument: values[argument]}))
+
+
+@pytest.mark.parametrize("reset", RESETS)
+def test_infinities_and_nan(reset: str) -> None:
+    special = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0, 3e38, -3e38, 1e-45])
+    x, v = randn(6, 28), randn(28, seed=1)
+    x[1, ::4], v[:7] = special, special
+    for strict in (False, True):
+        options = RICH | {"reset": reset, "strict": strict, "record": "membrane"}
+        results = []
+        for backend in ("triton", "reference"):
+            with use_backend(backend):
+                results.append(lif(x, v, **options))
+        for actual, expected in zip(*results, strict=True):
+            assert_same_bits_or_nan(actual, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (3, 2, 0), (3, 0, 4, 2)], ids=str)
+def test_nothing(shape: tuple[int, ...]) -> None:
+    for learnt in ({}, {k: torch.tensor([0.5]) for k in PARAMETERS}):
+        check(torch.empty(shape), torch.empty(shape[1:]), **(RICH | learnt))
+        check(torch.empty(shape[1:]), steps=3, readout=randn(3), **(RICH | learnt))
+
+
+def test_sums_are_the_same_in_every_run() -> None:
+    x, options = randn(3, 40, 3, 12), RICH | parameters(3) | {"readout": randn(3)}
+    first, second = (run_lif("triton", x, **options) for _ in range(2))
+    assert_all_same_bits(flat(first), flat(second))
+
+
+def test_gradients_that_nobody_asks_for() -> None:
+    """Through one output alone, to one input alone."""
+    x, v = randn(17, 8), randn(8, seed=1)
+    for output, inputs in itertools.product((0, 1), ((0,), (1,), (0, 1))):
+        results = []
+        for backend in ("triton", "reference"):
+            with use_backend(backend):
+                tensors = [x.clone(), v.clone()]
+                for k in inputs:
+                    tensors[k].requires_grad_()
+                o = lif(*tensors, **RICH)[output]
+                results.append(torch.autograd.grad(o, [tensors[k] for k in inputs], randn(*o.shape, seed=7)))
+        assert_gradients(*results)
