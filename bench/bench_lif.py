@@ -5,12 +5,28 @@ Each entry first has to agree: ours with the reference on a sixteenth of the neu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
-from passes import CHANNELS, DTYPES, PASSES, STEPS, Bytes, assert_agree, measure_passes, run, shaped
+from passes import (
+    BACKENDS,
+    CHANNELS,
+    DEVICE,
+    DTYPES,
+    GPU,
+    PASSES,
+    STEPS,
+    Bytes,
+    assert_agree,
+    measure_passes,
+    on_backend,
+    run,
+    shaped,
+    uniform,
+)
 from peers import DECAY, SURROGATES, THRESHOLD, Contender, lif_contender, lif_ours
 from torch import Tensor
 
@@ -73,8 +89,24 @@ ALONE = (
     *(Case(p, variant) for variant in VARIANTS for p in PASSES if variant != "uint8 spikes" or p == "forward"),
     *(Case("backward", surrogate=surrogate) for surrogate in SURROGATES),
 )
-CASES = tuple({case.group: case for case in (*ALONE, *COMPARED)}.values())  # of the same name, the compared one
-ENTRIES = [pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in ("ours", *case.peers)]
+GPU_VARIANTS = ("", "rate readout", *(v for v in VARIANTS if "per channel" in v))
+
+
+def gpu_peers(passes: str, steps: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """The compiled loop takes long to compile."""
+    compiled = steps in (4, 16) if dtype == FP32 else (steps, passes) == (16, "forward+backward")
+    return tuple(peer for peer in PEERS if peer != "compiled loop" or compiled)
+
+
+ON_GPU = (
+    Case(p, variant, () if variant else gpu_peers(p, t, d), "ATan(2)", t, d)
+    for variant, d, t, p in itertools.product(GPU_VARIANTS, DTYPES, STEPS, PASSES)
+)
+CASES = tuple(ON_GPU) if GPU else (*ALONE, *COMPARED)
+CASES = tuple({case.group: case for case in CASES}.values())  # of the same name, the compared one
+ENTRIES = [
+    pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in (*BACKENDS, *case.peers)
+]
 
 
 class Ours:
@@ -109,8 +141,8 @@ class Ours:
 @pytest.fixture(scope="module")
 def noise(elements: int) -> tuple[Tensor, Tensor]:
     """A current under which about half of the neurons fire at each step, and a gradient of their spikes."""
-    generator = torch.Generator().manual_seed(0)
-    x, dspikes = (torch.empty(elements).uniform_(-1, 1, generator=generator) for _ in range(2))
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x, dspikes = (uniform(elements, generator) for _ in range(2))
     return x.mul_(0.5).add_(0.2), dspikes
 
 
@@ -136,15 +168,16 @@ def test_lif(case: Case, entry: str, noise: tuple[Tensor, Tensor], smoke: bool, 
     if "readout" in case.variant:
         dout = dout[0]
     x = x.detach().requires_grad_(backward)
-    if entry == "ours":
-        call = Ours(case)
-        assert_ours_agrees(call, case, x, dout)
-        inputs = (x, *call.parameters)
-    else:
-        contender = lif_contender(entry, case.surrogate, "rate" if case.variant == "rate readout" else None)
-        assert_peer_agrees(entry, contender, case, x, dout)
-        call, inputs = contender.call, (x,)
-    measure_passes(measure, case.group, entry, call, inputs, dout, **info)
+    with on_backend(entry):
+        if entry in BACKENDS:
+            call = Ours(case)
+            assert_ours_agrees(call, case, x, dout)
+            inputs = (x, *call.parameters)
+        else:
+            contender = lif_contender(entry, case.surrogate, "rate" if case.variant == "rate readout" else None)
+            assert_peer_agrees(entry, contender, case, x, dout)
+            call, inputs = contender.call, (x,)
+        measure_passes(measure, case.group, entry, call, inputs, dout, **info)
 
 
 def assert_ours_agrees(ours: Ours, case: Case, x: Tensor, dout: Tensor) -> None:

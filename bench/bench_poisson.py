@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from passes import DTYPES, STEPS, Bytes, measure_passes
+from passes import BACKENDS, DEVICE, DTYPES, GPU, PASSES, STEPS, Bytes, measure_passes, on_backend, uniform
 from peers import SURROGATES, poisson_contender
 from torch import Tensor
 
@@ -22,6 +22,13 @@ from esvae_kernels import poisson
 
 LOOPS = ("loop", "compiled loop")
 PEERS = (*LOOPS, "SpikingJelly", "snnTorch")
+
+
+def gpu_peers(passes: str, steps: int, dtype: torch.dtype) -> tuple[str, ...]:
+    """They draw in the rates' dtype, fp32; the compiled loop takes long to compile."""
+    if dtype == torch.bfloat16:
+        return ()
+    return tuple(p for p in (PEERS if passes == "forward" else LOOPS) if p != "compiled loop" or steps == 16)
 
 
 class Case(NamedTuple):
@@ -39,7 +46,7 @@ class Case(NamedTuple):
         return name + (", bf16" if self.dtype == torch.bfloat16 else "") + f", T = {self.steps}" * (self.steps != 16)
 
 
-CASES = (
+ON_CPU = (
     Case("forward", PEERS),
     Case("backward"),
     Case("forward+backward", LOOPS),
@@ -51,15 +58,24 @@ CASES = (
         if (steps, dtype) != (16, torch.float32)  # above
     ),
 )
-ENTRIES = [pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in ("ours", *case.peers)]
+ON_GPU = (
+    Case(p, gpu_peers(p, t, d), dtype=d, steps=t)
+    for d in (torch.float32, torch.bfloat16)
+    for t in STEPS
+    for p in PASSES
+)
+CASES = tuple(ON_GPU) if GPU else ON_CPU
+ENTRIES = [
+    pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in (*BACKENDS, *case.peers)
+]
 
 
 @pytest.fixture(scope="module")
 def noise(size) -> tuple[Tensor, Tensor]:
     """Numbers in [0, 1): as many as there are rates at the least T, and as many as spikes at any."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     total = size.steps * size.neurons
-    return torch.rand(total // 4, generator=generator), torch.rand(total, generator=generator)
+    return uniform(total // 4, generator, 0, 1), uniform(total, generator, 0, 1)
 
 
 @pytest.mark.parametrize(("case", "entry"), ENTRIES)
@@ -79,12 +95,13 @@ def test_poisson(case: Case, entry: str, noise: tuple[Tensor, Tensor], measure: 
     }
     rate = rate.clone().requires_grad_(case.passes != "forward")  # a storage of its own, to count what is saved
     call = contender(entry, case)
-    assert_fires(partial(call, rate), case, rate, dspikes)
-    measure_passes(measure, case.group, entry, call, (rate,), dspikes, **info)
+    with on_backend(entry):
+        assert_fires(partial(call, rate), case, rate, dspikes)
+        measure_passes(measure, case.group, entry, call, (rate,), dspikes, **info)
 
 
 def contender(entry: str, case: Case) -> Callable[[Tensor], Tensor]:
-    if entry == "ours":
+    if entry in BACKENDS:
         return partial(poisson, steps=case.steps, surrogate=SURROGATES[case.surrogate], dtype=case.dtype)
     return poisson_contender(entry, case.steps, case.surrogate)
 

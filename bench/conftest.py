@@ -4,27 +4,39 @@
 nothing compiled. A benchmark belongs to a group, and in it goes by its entry's name: "ours", a peer's, or "ReLU twin"
 (a yardstick, as is the copy that each entry of an op is timed in turn with). A ratio is always one of two medians of
 the same process.
+
+`pytest bench/ --device cuda` times the ops on a GPU, by events on its stream (gpu.py); `--device cpu:0` does all of the
+same at a tiny size where there is none. Ours is then an entry per backend, and a peer that fails is reported, no error.
+`--json` writes what was measured, also for a run that is stopped.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
+import gpu
 import pytest
 import torch
+from _pytest.outcomes import Skipped
 from memory import peak_bytes, saved_bytes, settle
 from table import Row, markdown
 
 import esvae_kernels
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # appended: bench's own conftest comes first
+from stand_in import StandIn
+
 _ROWS = pytest.StashKey[list[Row]]()
+_GPU = pytest.StashKey[gpu.Results | None]()
 
 
 class Size(NamedTuple):
@@ -38,43 +50,92 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("esvae benchmarks")
     group.addoption("--untuned", action="store_true", help="leave the C library's allocator at its defaults")
     group.addoption("--rounds", type=int, default=7, help="timed rounds per benchmark (default: 7)")
+    group.addoption("--json", type=Path, help="with --device cuda: the file for the results")
+    with suppress(ValueError):  # tests/conftest.py has it too, where both are run
+        parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "cpu:0"), help="what tensors are made on")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.stash[_ROWS] = []
+    config.stash[_GPU] = None
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if config.getoption("--benchmark-disable"):
+    if config.getoption("--benchmark-disable") or config.getoption("--device") == "cpu:0":
         torch.compiler.set_stance("force_eager")  # to compile takes longer than all else of a smoke run
     if not config.getoption("--untuned"):
         esvae_kernels.tune_allocator()
+    if config.getoption("--device") != "cpu":
+        _configure_gpu(config, torch.device(config.getoption("--device")))
+
+
+def _configure_gpu(config: pytest.Config, device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device: got cuda, but torch sees no GPU")
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    torch.set_default_device(device)
+    config.stash[_GPU] = gpu.Results(config.getoption("--json"), gpu.machine(device))
+    if device.type == "cpu":
+        StandIn(device).__enter__()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The model's benchmarks are of the CPU."""
+    return True if config.stash[_GPU] is not None and collection_path.name == "bench_model.py" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a GPU ours comes first and what compiles for long last, for a run that is stopped when its time is up."""
+    if config.stash[_GPU] is not None:
+        ours = gpu.ours(torch.get_default_device())
+        entries = {item: item.callspec.params["entry"] for item in items}
+        items.sort(key=lambda item: (entries[item] not in ours, entries[item] == "compiled loop"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """On a GPU what fails, or is missing, is reported in the table; a peer's failure is no more than that."""
+    report = yield
+    results = item.config.stash[_GPU]
+    if results is not None and call.excinfo is not None and isinstance(call.excinfo.value, Exception | Skipped):
+        case, entry = item.callspec.params["case"], item.callspec.params["entry"]
+        why = str(call.excinfo.value).strip().split("\n")[0][:120]
+        results.fail(case.group, entry, why)
+        if entry not in gpu.ours(torch.get_default_device()):
+            report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {why}")
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if rows := config.stash[_ROWS]:
+    if (results := config.stash[_GPU]) is not None:
+        terminalreporter.section(results.machine["name"])
+        terminalreporter.write_line(gpu.markdown(results.contents()))
+    elif rows := config.stash[_ROWS]:
         terminalreporter.section("medians and ratios")
         terminalreporter.write_line(markdown([rows], every_group=False))
 
 
 @pytest.fixture(scope="session")
 def smoke(pytestconfig: pytest.Config) -> bool:
-    """Whether nothing is timed, so that everything should be small."""
-    return bool(pytestconfig.getoption("--benchmark-disable"))
+    """Whether nothing is timed, or not in earnest, so that everything should be small."""
+    return bool(pytestconfig.getoption("--benchmark-disable")) or gpu.dry()
 
 
 @pytest.fixture(scope="session")
 def elements(smoke: bool) -> int:
     """How many elements, all time steps counted, the tensors have; the same at every T."""
-    return 20 << 14 if smoke else 1 << 25
+    if smoke:
+        return (16 if gpu.dry() else 20) << 14
+    return 1 << 26 if torch.get_default_device().type == "cuda" else 1 << 25
 
 
 @pytest.fixture(scope="session")
-def size(smoke: bool) -> Size:
-    return Size(4, 1 << 12) if smoke else Size(16, 1 << 21)
+def size(smoke: bool, elements: int) -> Size:
+    return Size(4, 1 << 12) if smoke else Size(16, elements // 16)
 
 
 @pytest.fixture
-def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
+def measure(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Callable[..., None]:
     """measure(group, entry, run, forward=None, ..., **info): times `run`, and counts the bytes it needs at its peak.
 
     `forward`, where given, builds the graph whose saved tensors are counted, and `peak` counts otherwise than here and
@@ -82,6 +143,9 @@ def measure(benchmark, pytestconfig: pytest.Config) -> Callable[..., None]:
     else the machine does; its median is recorded as "copy_median". `rounds` are for what takes long: fewer than asked
     for. `info` is recorded too; what the summary and the plot need of it is in table.py's `Row`.
     """
+    if (results := pytestconfig.stash[_GPU]) is not None:
+        return results.measurer(1 if gpu.dry() else pytestconfig.getoption("--rounds"))
+    benchmark = request.getfixturevalue("benchmark")
 
     def measure(
         group: str,

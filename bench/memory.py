@@ -1,4 +1,5 @@
-"""Bytes: what autograd keeps for the backward, what a function adds to the resident memory at its peak; page faults."""
+"""Bytes: what autograd keeps for the backward, what a function adds to the resident memory (on a GPU: to what torch has
+allocated there) at its peak; page faults."""
 
 from __future__ import annotations
 
@@ -33,6 +34,11 @@ def saved_bytes(forward: Callable[[], object]) -> int:
 
 def peak_bytes(run: Callable[[], object]) -> int | None:
     """What `run`, not run for the first time, adds to the resident memory; None where Linux and glibc do not tell."""
+    if torch.get_default_device().type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # memory kept by the allocator would hide what is taken from it
         Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark afresh

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
+import gpu
 import torch
 from peers import copy_of
+from table import OURS
 from torch import Tensor
 
-PASSES = ("forward", "backward", "forward+backward")
-STEPS = (4, 16, 64, 256, 1024)
+from esvae_kernels import use_backend
+
+DEVICE = torch.get_default_device()  # set by conftest.py, before the benchmarks are imported
+GPU = torch.device("cpu") != DEVICE  # also where cpu:0 stands in for it
+BACKENDS = gpu.ours(DEVICE) if GPU else (OURS,)  # how ours goes by: on a GPU each of its backends is timed
+PASSES = ("forward", "forward+backward") if GPU else ("forward", "backward", "forward+backward")
+STEPS = ((4, 16, 64, 256) if DEVICE.type == "cuda" else (16,)) if GPU else (4, 16, 64, 256, 1024)
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 CHANNELS, SIDE = 64, 16
 
@@ -46,6 +54,15 @@ def shaped(flat: Tensor, steps: int, layout: str = "") -> Tensor:
     if layout == "channels-last":
         return flat.view(steps, n, SIDE, SIDE, CHANNELS).movedim(-1, 2)
     return flat.view(steps, n, CHANNELS, SIDE, SIDE)
+
+
+def uniform(elements: int, generator: torch.Generator, low: float = -1.0, high: float = 1.0) -> Tensor:
+    return torch.empty(elements).uniform_(low, high, generator=generator)
+
+
+def on_backend(entry: str) -> AbstractContextManager:
+    """Forces the backend that an entry is named after; for a peer and for "ours" the fastest is left to run."""
+    return use_backend(entry) if entry in BACKENDS and entry != OURS else nullcontext()
 
 
 class Result(NamedTuple):

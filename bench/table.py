@@ -141,7 +141,7 @@ def summary(groups: Iterable[Group]) -> str:
         lines.append(line)
     columns = ["op", "T", "dtype", "bytes", "/ copy", *PEERS.values()]
     columns = [column for column in columns if any(line.get(column) for line in lines)]
-    return _markdown({column: [line.get(column, "") for line in lines] for column in columns}, ("op", "dtype"))
+    return aligned({column: [line.get(column, "") for line in lines] for column in columns}, ("op", "dtype"))
 
 
 def _table(group: Group) -> str:
@@ -166,10 +166,10 @@ def _table(group: Group) -> str:
     if ours and ours.row.images and ours.row.peak:
         columns["peak / ours"] = ["" if p.row.peak is None else f"{p.row.peak / ours.row.peak:.2f}" for p in placed]
     columns["allocator"] = [p.row.allocator for p in placed]
-    return _markdown(columns, ("", "allocator"))
+    return aligned(columns, ("", "allocator"))
 
 
-def _markdown(columns: Mapping[str, list[str]], left: tuple[str, ...]) -> str:
+def aligned(columns: Mapping[str, list[str]], left: tuple[str, ...]) -> str:
     """Of these columns, those `left` are aligned left, the others right."""
     rules = ["---" if name in left else "---:" for name in columns]
     lines = [list(columns), rules, *zip(*columns.values(), strict=True)]

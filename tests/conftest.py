@@ -1,21 +1,50 @@
-"""Fixtures of the kernel tests."""
+"""The device and the fixtures of the kernel tests.
+
+`pytest --device cuda` makes every tensor on the GPU and runs the backends that are for it, in all kernel tests
+(test_lif, test_bn_lif, test_poisson, test_surrogate, test_kernels_nn) and in test_gpu. `--device cpu:0` does the same
+with a part of the CPU in the place of the GPU: see stand_in.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
+import kernel_helpers
 import pytest
 import torch
-from kernel_helpers import vector_width
+from stand_in import StandIn
 
-from esvae_kernels import use_backend
+from esvae_kernels import available_backends, use_backend
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    with suppress(ValueError):  # bench/conftest.py has it too, where both are run
+        parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "cpu:0"), help="what tensors are made on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device: got cuda, but torch sees no GPU")
+    kernel_helpers.run_on(device)
+    missing = set(kernel_helpers.BACKENDS) - set(available_backends())
+    if missing:  # to skip would look like success
+        raise pytest.UsageError(
+            f"--device: got {device}, where these backends cannot run: {', '.join(sorted(missing))}"
+        )
+    torch.set_default_device(kernel_helpers.DEVICE)
+    if device == "cpu:0":
+        StandIn(kernel_helpers.DEVICE).__enter__()
 
 
 @pytest.fixture
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One vector width of the compiled module, through `indirect` parametrisation."""
-    with vector_width(request.param):
-        yield request.param
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One of the compiled kernels, forced for the whole test through `indirect` parametrisation; its backend."""
+    with kernel_helpers.use_kernel(request.param) as backend:
+        yield backend
 
 
 @pytest.fixture
@@ -29,7 +58,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def poisoned() -> Iterator[None]:
     """Fresh memory is filled with NaN, so that an element which a kernel forgets shows."""
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    # A warning where torch itself has no deterministic kernel: of ours none asks.
+    torch.use_deterministic_algorithms(True, warn_only=kernel_helpers.on_gpu())
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)

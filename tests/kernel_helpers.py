@@ -1,10 +1,11 @@
-"""What the kernel tests share: the grid of options, bitwise comparison, tolerances beside their dtype."""
+"""What the kernel tests share: the device, the grid of options, bitwise comparison, tolerances beside their dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from esvae_kernels.surrogate import (
     Triangular,
 )
 
-BACKENDS = ["reference", "cpu"]
-ISAS = native.module.isas() if native.module else []
+DEVICE = torch.device("cpu")  # what tensors are made on; `run_on` changes it before any test is imported
+BACKENDS = ["reference", "cpu"]  # those of DEVICE
+KERNELS = native.module.isas() if native.module else []  # the vector widths of the cpu backend; on a GPU the backends
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SURROGATES = [
     Rectangular(width=0.8),
@@ -45,7 +47,33 @@ TOLERANCE = {  # of gradients: a few units in the last place, plus the rounding 
     torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-5},
     torch.float16: {"rtol": 2e-3, "atol": 1e-5},
 }
+Value = TypeVar("Value")
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+
+
+def run_on(device: str) -> None:
+    """Called once, before tests are imported: they then make their tensors on `device`, "cpu" or "cuda"."""
+    global DEVICE
+    DEVICE = torch.device(device)
+    if DEVICE.type == "cuda":
+        DEVICE = torch.device("cuda", torch.cuda.current_device())
+        KERNELS[:] = ["triton", "cuda"]
+        BACKENDS[:] = ["reference", *KERNELS]
+
+
+def on_gpu() -> bool:
+    return DEVICE.type == "cuda"
+
+
+def cpu_only(reason: str) -> pytest.MarkDecorator:
+    """For tests of what only the CPU's kernels have, or of what is the same on any device."""
+    return pytest.mark.skipif(on_gpu(), reason=reason)
+
+
+def in_turn(values: Iterable[Value], index: int) -> list[Value]:
+    """All of the values; on a GPU, where kernels are compiled anew for each, the one whose turn it is."""
+    values = list(values)
+    return [values[index % len(values)]] if on_gpu() else values
 
 
 def name(value: object) -> str:
@@ -59,7 +87,18 @@ def name(value: object) -> str:
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    """The same numbers on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu").to(DEVICE, dtype)
+
+
+def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu").to(DEVICE, dtype)
+
+
+def randint(low: int, high: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(DEVICE)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -86,12 +125,17 @@ def assert_same_bits_or_nan(actual: Tensor, expected: Tensor) -> None:
 
 
 @contextmanager
-def vector_width(isa: str) -> Iterator[None]:
-    """The compiled kernels of one vector width."""
+def use_kernel(kernel: str) -> Iterator[str]:
+    """Forces one of KERNELS; its backend."""
+    if on_gpu():
+        with use_backend(kernel):
+            yield kernel
+        return
     before = native.module.isa()
-    native.module.set_isa(isa)
+    native.module.set_isa(kernel)
     try:
-        yield
+        with use_backend("cpu"):
+            yield "cpu"
     finally:
         native.module.set_isa(before)
 
@@ -121,7 +165,7 @@ def assert_sums(
 def parameters(channels: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The five parameters of a neuron, one value per channel."""
     ranges = {"decay": (0.2, 0.95), "gain": (0.5, 1.5), "rest": (-0.1, 0.2), "threshold": (0.3, 0.6)}
-    unit = torch.rand(5, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    unit = uniform(5, channels, seed=seed, dtype=torch.float64)
     return {
         key: (low + (high - low) * row).to(dtype)
         for (key, (low, high)), row in zip((ranges | {"v_reset": (-0.2, 0.1)}).items(), unit, strict=True)

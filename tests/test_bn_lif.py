@@ -13,8 +13,9 @@ import pytest
 import torch
 from kernel_helpers import (
     BACKENDS,
+    DEVICE,
     DTYPES,
-    ISAS,
+    KERNELS,
     NEAR,
     SMOOTH,
     SURROGATES,
@@ -23,11 +24,14 @@ from kernel_helpers import (
     assert_same_bits,
     bn_lif_by_torch,
     channels_last,
+    cpu_only,
+    in_turn,
     name,
     neuron,
+    on_gpu,
     one_line,
     randn,
-    vector_width,
+    use_kernel,
 )
 from torch import Tensor
 
@@ -43,7 +47,7 @@ LAYOUTS = {"contiguous": lambda y, channel: y, "channels-last": channels_last}
 ops = torch.ops.esvae_kernels
 pytestmark = pytest.mark.usefixtures("poisoned")
 on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-on_isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
+on_kernels = pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 in_both_modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
@@ -158,7 +162,9 @@ GRID = list(
 
 @on_both
 @pytest.mark.parametrize(
-    ("index", "choice"), list(enumerate(GRID)), ids=["-".join(str(c) for c in choice if c != "") for choice in GRID]
+    ("index", "choice"),
+    list(enumerate(GRID))[:: 3 if on_gpu() else 1],  # a GPU's kernels are compiled for each
+    ids=["-".join(str(c) for c in choice if c != "") for choice in GRID][:: 3 if on_gpu() else 1],
 )
 def test_is_batch_norm_and_lif(backend: str, index: int, choice: tuple) -> None:
     mode, reset, readout, record, constant = choice
@@ -200,7 +206,9 @@ def test_channels_that_do_not_align_with_blocks(dtype: torch.dtype, case: str, l
     for constant in (False, True)[: 1 + (dtype == torch.float32)]:
         arguments = call(ODD_SIZES[case], dtype=dtype, layout=layout, constant=constant, parameters="per channel")
         arguments |= norm(ODD_SIZES[case][2])  # fp64: what is rounded is not the running buffers
-        assert_equal(on("cpu", arguments), run(bn_lif_by_torch, in_fp64(arguments)), 5 * NEAR[dtype])
+        expected = run(bn_lif_by_torch, in_fp64(arguments))
+        for backend in BACKENDS[1:]:
+            assert_equal(on(backend, arguments), expected, 5 * NEAR[dtype])
 
 
 @on_both
@@ -331,24 +339,24 @@ def test_evaluation_equals_the_reference_bit_for_bit(
     at = randn(*near.shape, seed=5) > 0
     arguments["y"] = LAYOUTS[layout](torch.where(at, near, arguments["y"]), 2)
     arguments["v"] = torch.zeros(4, 7, 13, 5, dtype=state_dtype(dtype))
-    for strict in (False, True):
+    for strict in in_turn((False, True), RESETS.index(reset) + list(DTYPES.values()).index(dtype)):
         arguments["strict"] = strict
         expected = on("reference", arguments)
-        for isa in ISAS:
-            with vector_width(isa):
-                actual = on("cpu", arguments)
+        for kernel in KERNELS:
+            with use_kernel(kernel) as backend:
+                actual = on(backend, arguments)
             for k in range(2):
                 assert_same_bits(actual.outputs[k], expected.outputs[k])
             for key, gradient in actual.gradients.items():
                 assert_near(gradient, expected.gradients[key], NEAR[dtype])
 
 
-def assert_same_but_for_crossings(arguments: dict, ulps: int = 16) -> None:
-    """cpu and reference, whose statistics may differ in the last places: spikes, potentials, and where no spike flipped
-    gradients too."""
+def assert_same_but_for_crossings(backend: str, arguments: dict, ulps: int = 16) -> None:
+    """A backend and the reference, whose statistics may differ in the last places: spikes, potentials, and where no
+    spike flipped gradients too."""
     time = arguments["y"].shape[0] if arguments["steps"] is None else arguments["steps"]
     membrane = on("reference", arguments | {"record": "membrane", "readout": None})
-    actual = on("cpu", arguments | {"record": "membrane", "readout": None})
+    actual = on(backend, arguments | {"record": "membrane", "readout": None})
     channels = len(arguments["weight"])
     threshold = torch.as_tensor(arguments["threshold"], dtype=torch.float64).reshape(-1).expand(channels)
     assert len(actual.outputs[0]) == time
@@ -361,7 +369,7 @@ def assert_same_but_for_crossings(arguments: dict, ulps: int = 16) -> None:
         axes = [k for k in range(y.dim()) if k != (2 if arguments["steps"] is None else 1)]
         a = arguments["weight"] / (y.var(axes, correction=0) + 1e-5).sqrt()
         floor = 10 * a.abs().max().item()
-        assert_equal(on("cpu", arguments), on("reference", arguments), 5 * tolerance, floor)
+        assert_equal(on(backend, arguments), on("reference", arguments), 5 * tolerance, floor)
 
 
 @in_both_layouts
@@ -370,9 +378,9 @@ def assert_same_but_for_crossings(arguments: dict, ulps: int = 16) -> None:
 def test_training_equals_the_reference_but_for_crossings(dtype: torch.dtype, reset: str, layout: str) -> None:
     arguments = call((19, 3, 7, 13, 5), dtype=dtype, reset=reset, parameters="per channel", layout=layout)
     arguments |= norm(7)
-    for isa in ISAS:
-        with vector_width(isa):
-            assert_same_but_for_crossings(arguments)
+    for kernel in KERNELS:
+        with use_kernel(kernel) as backend:
+            assert_same_but_for_crossings(backend, arguments)
 
 
 def test_the_check_of_crossings_has_teeth() -> None:
@@ -401,10 +409,10 @@ def test_halves_against_fp64(backend: str, readout: str | None, dtype: torch.dty
 # ------------------------------------------------------------------------------------------------------ statistics
 
 
-@on_isas
+@on_kernels
 @in_both_layouts
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_statistics_are_those_of_fp64(isa: str, dtype: torch.dtype, layout: str) -> None:
+def test_statistics_are_those_of_fp64(kernel: str, dtype: torch.dtype, layout: str) -> None:
     for shape, offset in zip([(2, 3), *ODD_SIZES.values()], itertools.cycle((0.5, 100.0)), strict=False):
         channel = min(len(shape) - 1, 2)
         y = LAYOUTS[layout](randn(*shape, seed=len(shape)).add(offset).to(dtype), channel)
@@ -433,6 +441,7 @@ def test_statistics_of_floats_whose_squares_overflow(backend: str) -> None:
     torch.testing.assert_close((variance, mean), torch.var_mean(y.double(), [0, 1], correction=0), rtol=1e-12, atol=0)
 
 
+@cpu_only("it sets the number of CPU threads")
 @pytest.mark.usefixtures("threads")
 @in_both_layouts
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -449,12 +458,13 @@ def test_deterministic_for_any_thread_count(dtype: torch.dtype, layout: str) -> 
             assert_same_bits(a, b)
 
 
+@cpu_only("there are no vector widths on a GPU")
 def test_vector_widths_agree_bit_for_bit() -> None:
     for dtype, layout in itertools.product(DTYPES.values(), LAYOUTS):
         arguments = call((5, 3, 7, 23, 29), dtype=dtype, layout=layout, parameters="per channel", readout="weights")
         results = []
-        for isa in ISAS:
-            with vector_width(isa):
+        for kernel in KERNELS:
+            with use_kernel(kernel):
                 results.append(on("cpu", arguments).tensors())
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
@@ -612,6 +622,11 @@ def test_a_layer_keeps_nothing_between_the_convolution_and_the_spikes() -> None:
 def peak(function: Callable[[], object]) -> int:
     """The most bytes that `function` holds at once beyond what was there."""
     function()
+    if on_gpu():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         kept = function()
     changes = [(e.start_ns(), e.nbytes()) for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -851,7 +866,7 @@ def test_autocast_around_a_convolution(backend: str, training: bool) -> None:
     images = randn(6 * 4, 2, 5, 5).to(memory_format=torch.channels_last)
     arguments = {k: t.float() for k, t in norm(3).items()} | NEURON | {"training": training, "momentum": 0.0}
     weight = arguments["weight"].requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         y = conv(images).unflatten(0, (6, 4))
         y.retain_grad()
         spikes, v = bn_lif(y, **arguments)
@@ -908,9 +923,10 @@ def calls(draw: st.DrawFn) -> dict:
 
 
 @hypothesis.given(calls())
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=100)
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=15 if on_gpu() else 100)
 def test_any_call_equals_the_reference(arguments: dict) -> None:
-    assert_same_but_for_crossings(arguments)
+    for backend in BACKENDS[1:]:
+        assert_same_but_for_crossings(backend, arguments)
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
@@ -965,6 +981,7 @@ for key, value in itertools.product(
     BAD[f"{key}-{kind}"] = (ValueError, f"{key}: got ", {key: value})
 
 
+@cpu_only("arguments are validated before a backend is chosen")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_in_one_line(case: str) -> None:
     error, start, arguments = BAD[case]
@@ -983,11 +1000,12 @@ def test_one_value_per_channel_is_enough_in_evaluation() -> None:
     assert_near(v, expected[1], 1e-12)
 
 
-def test_accepted_forms() -> None:
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_accepted_forms(backend: str) -> None:
     """Numbers of any kind, parameters of any floating dtype, each to itself."""
     arguments = call((5, 2, 3), momentum=1, eps=1, scale=2, dtype=torch.float32)
     same = arguments | {"momentum": 1.0, "eps": 1.0, "scale": 2.0}
-    for a, b in zip(on("cpu", arguments).tensors(), on("cpu", same).tensors(), strict=True):
+    for a, b in zip(on(backend, arguments).tensors(), on(backend, same).tensors(), strict=True):
         assert_same_bits(a, b)
     mixed = {
         "weight": torch.float64,
@@ -996,7 +1014,7 @@ def test_accepted_forms() -> None:
         "running_var": torch.float64,
     }
     arguments |= {k: arguments[k].to(dtype) for k, dtype in mixed.items()}
-    result = on("cpu", arguments)
+    result = on(backend, arguments)
     assert result.gradients["weight"].dtype == torch.float64
     assert result.gradients["bias"].dtype == torch.bfloat16
     assert [t.dtype for t in result.running] == [torch.float16, torch.float64]

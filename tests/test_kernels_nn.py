@@ -7,7 +7,17 @@ import pickle
 
 import pytest
 import torch
-from kernel_helpers import BACKENDS, assert_near, assert_same_bits, bn_lif_by_torch, channels_last, one_line, randn
+from kernel_helpers import (
+    BACKENDS,
+    DEVICE,
+    assert_near,
+    assert_same_bits,
+    bn_lif_by_torch,
+    channels_last,
+    one_line,
+    randn,
+    uniform,
+)
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -90,25 +100,25 @@ def test_repr_tells_the_options() -> None:
 
 
 def test_poisson_is_the_function() -> None:
-    rate = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rate = uniform(5, 3).requires_grad_()
     ids = torch.arange(5) + 100
     for surrogate in (Rectangular(0.5), StraightThrough()):
         spikes = nn.Poisson(7, surrogate=surrogate)(rate, sample_ids=ids, seed=3)
         expected = poisson(rate, 7, surrogate=surrogate, sample_ids=ids, seed=3)
         assert_same_bits(spikes, expected)
         assert_same_bits(*(torch.autograd.grad(s.sum(), rate)[0] for s in (spikes, expected)))
-    generators = [torch.Generator().manual_seed(4) for _ in range(2)]
+    generators = [torch.Generator(DEVICE).manual_seed(4) for _ in range(2)]
     assert_same_bits(nn.Poisson(7)(rate, generator=generators[0]), poisson(rate, 7, generator=generators[1]))
 
 
 def test_poisson_defaults_are_those_of_the_function() -> None:
-    rate = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rate = uniform(5, 3).requires_grad_()
     spikes, expected = nn.Poisson(7)(rate, seed=3), poisson(rate, 7, seed=3)
     assert_same_bits(*(torch.autograd.grad(s.sum(), rate)[0] for s in (spikes, expected)))
 
 
 def test_poisson_encodes_images_as_rates() -> None:
-    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = uniform(2, 3, 8, 8)
     spikes = nn.Poisson(2000)(images, seed=1)
     assert spikes.shape == (2000, 2, 3, 8, 8)
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
@@ -123,7 +133,7 @@ def test_poisson_checks_rates_on_request() -> None:
 
 def test_modules_compose() -> None:
     model = torch.nn.Sequential(nn.Poisson(6), torch.nn.Linear(5, 4), nn.LIF(decay=0.5, threshold=0.1, readout="rate"))
-    rate = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rate = uniform(3, 5).requires_grad_()
     out = model(rate)
     assert out.shape == (3, 4)
     out.sum().backward()

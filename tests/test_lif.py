@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_helpers import (
     BACKENDS,
+    DEVICE,
     DTYPES,
-    ISAS,
+    KERNELS,
     SMOOTH,
     SURROGATES,
     assert_all_same_bits,
@@ -24,14 +25,18 @@ from kernel_helpers import (
     assert_same_bits_or_nan,
     assert_sums,
     channels_last,
+    cpu_only,
     flat,
+    in_turn,
     name,
     neuron,
+    on_gpu,
     one_line,
     parameters,
+    randint,
     randn,
     run_lif,
-    vector_width,
+    use_kernel,
 )
 from torch import Tensor
 
@@ -48,7 +53,7 @@ WEIGHTS = [0.5, -1.0, 2.0, 0.3]
 ops = torch.ops.esvae_kernels
 pytestmark = pytest.mark.usefixtures("poisoned")
 on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-on_isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
+on_kernels = pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 
 
 def readout_of(kind: str | None, steps: int) -> str | Tensor | None:
@@ -191,20 +196,20 @@ def test_options_equal_the_reference(index: int, choice: tuple) -> None:
         "surrogate": SURROGATES[index % len(SURROGATES)],
         "steps": steps if constant else None,
     }
-    for dtype in DTYPES.values():
+    for dtype in in_turn(DTYPES.values(), index):
         x = randn(n, seed=index, dtype=dtype) if constant else randn(steps, n, seed=index, dtype=dtype)
         check_equal(x, randn(n, seed=1) if state else None, **options)
 
 
-def check_equal(x: Tensor, v: Tensor | None, isas: list[str] = ISAS, **options) -> None:
-    """Outputs equal in every bit, on every vector width; gradients within their tolerance."""
+def check_equal(x: Tensor, v: Tensor | None, kernels: list[str] = KERNELS, **options) -> None:
+    """Outputs equal in every bit, on every kernel; gradients within their tolerance."""
     state = reference.state_dtype(x.dtype)
     v = None if v is None else v.to(state)
     *outputs, gradients = run_lif("reference", x, v, **options)
     own = 1 if v is None else 2
-    for isa in isas:
-        with vector_width(isa):
-            *actual, found = run_lif("cpu", x, v, **options)
+    for kernel in kernels:
+        with use_kernel(kernel) as backend:
+            *actual, found = run_lif(backend, x, v, **options)
         assert_all_same_bits(actual, outputs)
         assert_gradients(found[:own], gradients[:own])
         assert_sums(found[own:], gradients[own:], x.numel() * (options.get("steps") or 1), state)
@@ -219,7 +224,7 @@ def near_threshold(shape: tuple[int, ...], dtype: torch.dtype, **options) -> tup
     v = start
     for t in range(len(x)):
         if t % 2 == 0:
-            pick = torch.randint(3, shape[1:], generator=torch.Generator().manual_seed(t))
+            pick = randint(0, 3, shape[1:], seed=t)
             target = targets.movedim(0, -1).expand(*shape[1:], 3).gather(-1, pick[..., None])[..., 0]
             if options.get("reset") == "delayed":
                 target = target + threshold * (v > threshold if options.get("strict") else v >= threshold)
@@ -253,9 +258,10 @@ def test_a_fused_multiply_add_would_show(decay: float) -> None:
     assert (spikes != strict).any()
 
 
-@on_isas
+@cpu_only("there are no vector widths on a GPU")
+@on_kernels
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
-def test_vector_widths_agree_bit_for_bit(isa: str, surrogate: Surrogate) -> None:
+def test_vector_widths_agree_bit_for_bit(kernel: str, surrogate: Surrogate) -> None:
     for dtype, reset in itertools.product(DTYPES.values(), RESETS):
         x, v = randn(19, 11, 103, dtype=dtype), randn(11, 103, seed=1, dtype=reference.state_dtype(dtype))
         learnt = parameters(103) if reset in ("hard", "delayed") else {}
@@ -263,7 +269,7 @@ def test_vector_widths_agree_bit_for_bit(isa: str, surrogate: Surrogate) -> None
         if surrogate.smooth:  # smooth spikes of any height feed back: small inputs keep them bounded
             x, v = x / 10, v / 10
         here = flat(run_lif("cpu", x, v, **options))
-        with vector_width("baseline"):
+        with use_kernel("baseline"):
             there = flat(run_lif("cpu", x, v, **options))
         assert_all_same_bits(here, there)
 
@@ -275,7 +281,9 @@ def test_tensors_beyond_the_cache(steps: int, dtype: torch.dtype) -> None:
     check_equal(x, None, **RICH)
     with use_backend("reference"):
         expected = lif(x, record="membrane", dtype=torch.float16, **RICH)
-    assert_all_same_bits(lif(x, record="membrane", dtype=torch.float16, **RICH), expected)
+    for backend in BACKENDS[1:]:
+        with use_backend(backend):
+            assert_all_same_bits(lif(x, record="membrane", dtype=torch.float16, **RICH), expected)
 
 
 @on_both
@@ -310,7 +318,8 @@ CHANNELS = {  # (T, N, C, *): one block and more, more channels than a block has
 @pytest.mark.parametrize("case", CHANNELS)
 def test_parameters_per_channel_equal_the_reference(case: str, layout: str, reset: str) -> None:
     shape = CHANNELS[case]
-    for index, dtype in enumerate((torch.float32, torch.float64, torch.bfloat16)):
+    number = list(CHANNELS).index(case) + RESETS.index(reset)
+    for index, dtype in in_turn(enumerate((torch.float32, torch.float64, torch.bfloat16)), number):
         x, v = randn(*shape, seed=index, dtype=dtype), randn(*shape[1:], seed=9)
         x = channels_last(x) if layout == "channels-last" else x
         options = {"reset": reset, "detach_reset": index == 1, "strict": index == 2, "record": "membrane"}
@@ -323,7 +332,8 @@ def test_parameters_per_channel_equal_the_reference(case: str, layout: str, rese
 @pytest.mark.parametrize("argument", [*PARAMETERS, "gain-rest"])
 def test_some_parameters_are_tensors(argument: str, count: int, reset: str) -> None:
     """The others stay numbers; each tensor has a dtype of its own."""
-    for index, (detach, constant) in enumerate(itertools.product((False, True), repeat=2)):
+    turn = RESETS.index(reset) + [*PARAMETERS, "gain-rest"].index(argument) + count
+    for index, (detach, constant) in in_turn(enumerate(itertools.product((False, True), repeat=2)), turn):
         x, v = randn(*(18, 7, 5, 3)[constant:], seed=index), randn(7, 5, 3, seed=9)
         dtypes = list(DTYPES.values())[index:] * 2
         learnt = {k: parameters(count)[k].to(dtype) for k, dtype in zip(argument.split("-"), dtypes, strict=False)}
@@ -367,19 +377,21 @@ def test_recorded_potentials_have_a_gradient(reset: str, readout: str | None, dt
     x, v = randn(19, 4, 3, dtype=dtype), randn(4, 3, seed=1, dtype=reference.state_dtype(dtype))
     options = parameters(3) | {"reset": reset, "record": "membrane", "readout": readout_of(readout, 19)}
     check_equal(x, v, **options)
-    gradients = []
+    gradients: dict[str, list[tuple[Tensor, ...]]] = {backend: [] for backend in BACKENDS}
     for backend, output in itertools.product(BACKENDS, range(3)):
         leaves = [t.clone().requires_grad_() for t in (x, v, options["decay"], options["threshold"])]
         with use_backend(backend):
             out = lif(*leaves[:2], **(options | {"decay": leaves[2], "threshold": leaves[3]}))[output]
-            gradients.append(torch.autograd.grad(out, leaves, randn(*out.shape, seed=7 + output, dtype=out.dtype)))
-    for expected, actual in zip(gradients[:3], gradients[3:], strict=True):
-        assert_gradients(actual[:2], expected[:2])
-        assert_sums(actual[2:], expected[2:], x.numel(), v.dtype)
-        assert all(g.count_nonzero() > 0 for g in actual[:3])
-    if dtype == torch.float64:
-        *_, whole = run_lif("cpu", x, v, **options)
-        assert_gradients([sum(g[0] for g in gradients[3:])], whole[:1])
+            cotangent = randn(*out.shape, seed=7 + output, dtype=out.dtype)
+            gradients[backend].append(torch.autograd.grad(out, leaves, cotangent))
+    for backend in BACKENDS[1:]:
+        for expected, actual in zip(gradients["reference"], gradients[backend], strict=True):
+            assert_gradients(actual[:2], expected[:2])
+            assert_sums(actual[2:], expected[2:], x.numel(), v.dtype)
+            assert all(g.count_nonzero() > 0 for g in actual[:3])
+        if dtype == torch.float64:
+            *_, whole = run_lif(backend, x, v, **options)
+            assert_gradients([sum(g[0] for g in gradients[backend])], whole[:1])
 
 
 @on_both
@@ -395,7 +407,7 @@ def test_dtype_of_the_spikes(backend: str, out: torch.dtype, dtype: torch.dtype)
     assert_same_bits(v, last)
     if out == torch.uint8:
         return
-    if backend == "cpu":
+    if backend == BACKENDS[-1]:
         check_equal(x, None, dtype=out, **RICH)
         check_equal(x, None, dtype=out, readout=randn(20, seed=1), record="membrane", **RICH)
     leaf = x.clone().requires_grad_()
@@ -408,7 +420,10 @@ def test_dtype_of_the_spikes(backend: str, out: torch.dtype, dtype: torch.dtype)
 # --------------------------------------------------------------------------------------------- properties
 
 properties = settings(
-    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    deadline=None,
+    max_examples=15 if on_gpu() else 150,  # a GPU's kernels are compiled for each example
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 seeds = st.integers(0, 2**31)
 
@@ -451,9 +466,9 @@ def calls(draw: st.DrawFn) -> dict:
 
 
 @properties
-@given(calls(), st.sampled_from(ISAS))
-def test_any_call_equals_the_reference(call: dict, isa: str) -> None:
-    check_equal(isas=[isa], **call)
+@given(calls(), st.sampled_from(KERNELS))
+def test_any_call_equals_the_reference(call: dict, kernel: str) -> None:
+    check_equal(kernels=[kernel], **call)
 
 
 @properties
@@ -486,8 +501,8 @@ def test_infinities_and_nan_anywhere(
     options = RICH | (parameters(7) if learnt else {}) | {"reset": reset, "strict": strict, "record": "membrane"}
     with use_backend("reference"):
         expected = lif(x, v, **options)
-    for isa in ISAS:
-        with vector_width(isa):
+    for kernel in KERNELS:
+        with use_kernel(kernel):
             for a, e in zip(lif(x, v, **options), expected, strict=True):
                 assert_same_bits_or_nan(a, e)
 
@@ -499,9 +514,9 @@ def every_pattern(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
 
 
-@on_isas
+@on_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
-def test_every_half_is_read_as_torch_reads_it(isa: str, dtype: torch.dtype) -> None:
+def test_every_half_is_read_as_torch_reads_it(kernel: str, dtype: torch.dtype) -> None:
     x = every_pattern(dtype)
     zero = torch.full(x.shape, -0.0)  # -0 + x is x, -0 included
     _, v = lif(x[None], zero, decay=1.0, rest=-0.0, threshold=3.4e38, reset="soft")
@@ -511,15 +526,15 @@ def test_every_half_is_read_as_torch_reads_it(isa: str, dtype: torch.dtype) -> N
     assert_same_bits(v[number], expected[number])
 
 
-@on_isas
+@on_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
-def test_every_half_is_written_as_torch_writes_it(isa: str, dtype: torch.dtype) -> None:
+def test_every_half_is_written_as_torch_writes_it(kernel: str, dtype: torch.dtype) -> None:
     """Every half, every tie between two, their fp32 neighbours, and a million random patterns."""
     halves = every_pattern(dtype).float()
     ties = (halves.view(torch.int32)[:, None] + torch.tensor([0x1000, 0x8000])).flatten().view(torch.float32)
     exact = torch.cat([halves, ties])
     around = [torch.nextafter(exact, torch.tensor(side * float("inf"))) for side in (-1, 1)]
-    random = torch.randint(-(2**31), 2**31, (2**20,), generator=torch.Generator().manual_seed(0)).int()
+    random = randint(-(2**31), 2**31, (2**20,)).int()
     edges = torch.tensor([65519.996, 65520.0, 3.3953e38, 3.4028e38, 2.0**-24, 2.0**-25, 1e-45, 0.0, -0.0])
     m = torch.cat([exact, *around, random.view(torch.float32), edges])
     nothing = torch.full(m.shape, -0.0, dtype=dtype)
@@ -547,7 +562,8 @@ def by_definition(
 def test_backward_is_the_derivative_of_the_forward(reset: str, surrogate: Surrogate) -> None:
     """Autograd of the differentiable reference, against both backends, for everything that has a gradient."""
     steps, shape = 20, (3, 4, 2)
-    for detach, constant, weighted in itertools.product((False, True), repeat=3):
+    turn = 3 * (SURROGATES + SMOOTH).index(surrogate) + RESETS.index(reset)
+    for detach, constant, weighted in in_turn(itertools.product((False, True), repeat=3), turn):
         x = randn(*shape if constant else (steps, *shape), dtype=torch.float64)
         v = randn(*shape, seed=1, dtype=torch.float64)
         if surrogate.smooth:  # smooth spikes of any height feed back: small positive inputs keep them bounded
@@ -585,7 +601,8 @@ def small(constant: bool, steps: int, readout: str | None) -> tuple[list[str], l
 def test_gradcheck_through_time(backend: str, reset: str, readout: str | None, record: str | None) -> None:
     """Over x, v, all parameters and weights; over chunk borders too (`fast_mode`: in a random direction)."""
     torch.manual_seed(0)
-    for index, surrogate in enumerate(SMOOTH):
+    turn = RESETS.index(reset) + 3 * (record is not None) + 5 * (readout is not None)
+    for index, surrogate in in_turn(enumerate(SMOOTH), turn):
         constant, steps = index % 3 == 0, 3 if index % 2 else 18
         names, inputs = small(constant, steps, readout)
         options = {"reset": reset, "surrogate": surrogate, "record": record, "steps": steps if constant else None}
@@ -687,9 +704,10 @@ def test_a_thousand_steps(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("cuts", [(1,), (5, 20), (16, 32), (15, 17, 39)], ids=str)
-def test_a_cut_sequence_is_the_whole_one(cuts: tuple[int, ...], dtype: torch.dtype) -> None:
+@on_both
+def test_a_cut_sequence_is_the_whole_one(backend: str, cuts: tuple[int, ...], dtype: torch.dtype) -> None:
     x, v = randn(40, 101, dtype=dtype), randn(101, seed=1, dtype=reference.state_dtype(dtype))
-    whole, last, gradients = run_lif("cpu", x, v, **RICH)
+    whole, last, gradients = run_lif(backend, x, v, **RICH)
     leaf_x, leaf_v = x.clone().requires_grad_(), v.clone().requires_grad_()
     pieces, state = [], leaf_v
     for piece in leaf_x.tensor_split(cuts):
@@ -737,7 +755,8 @@ def test_saved_bytes(steps: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-def test_beyond_two_to_the_31_elements() -> None:
+@pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
+def test_beyond_two_to_the_31_elements(backend: str) -> None:
     steps, n = 2050, 2**20 + 3
     x = randn(n, dtype=torch.bfloat16)
     spikes, last = lif(x, steps=steps, decay=0.9, threshold=2.0)
@@ -748,7 +767,8 @@ def test_beyond_two_to_the_31_elements() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_beyond_two_to_the_31_elements() -> None:
+@pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
+def test_gradients_beyond_two_to_the_31_elements(backend: str) -> None:
     """A real (T, N) tensor of 4 GiB, which repeats one of 4099 columns: so must all that comes out of it."""
     steps, columns, copies = 64, 4099, 8192
     few = randn(steps, columns, dtype=torch.bfloat16)
@@ -867,6 +887,7 @@ def test_lazily_negated_inputs() -> None:
 # ---------------------------------------------------------------------------------------------------- concurrency
 
 
+@cpu_only("it sets the number of CPU threads")
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -885,14 +906,15 @@ def test_deterministic_for_any_thread_count(dtype: torch.dtype, layout: str) -> 
         assert_all_same_bits(other, results[0])
 
 
-def test_two_python_threads_at_once() -> None:
+@pytest.mark.parametrize("backend", BACKENDS[1:])  # in other threads none is forced, so it is given to each call
+def test_two_python_threads_at_once(backend: str) -> None:
     inputs = [(randn(40, 5000, seed=i), randn(5000, seed=9 + i)) for i in range(2)]
-    expected = [flat(run_lif("cpu", *pair, **RICH)) for pair in inputs]
+    expected = [flat(run_lif(backend, *pair, **RICH)) for pair in inputs]
     wrong: list[int] = []
 
     def work(i: int) -> None:
         for _ in range(10):
-            if not all(map(torch.equal, flat(run_lif("cpu", *inputs[i], **RICH)), expected[i])):
+            if not all(map(torch.equal, flat(run_lif(backend, *inputs[i], **RICH)), expected[i])):
                 wrong.append(i)
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
@@ -903,6 +925,7 @@ def test_two_python_threads_at_once() -> None:
     assert wrong == []
 
 
+@cpu_only("a launch does not wait for its kernel")
 @pytest.mark.usefixtures("threads")
 def test_the_interpreter_goes_on_during_a_kernel() -> None:
     """Another Python thread ticks while a kernel runs: it could not, were the interpreter's lock held."""
@@ -1190,7 +1213,7 @@ def test_autocast_around_a_convolution(backend: str) -> None:
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(2, 3, 3, padding=1).to(memory_format=torch.channels_last)
     images = randn(6 * 4, 2, 5, 5).to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         current = conv(images).unflatten(0, (6, 4))
         current.retain_grad()
         spikes, v = lif(current, **OPTIONS)
@@ -1276,12 +1299,14 @@ BAD = {
 }
 
 
+@cpu_only("arguments are validated before a backend is chosen")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_in_one_line(case: str) -> None:
     error, start, arguments = BAD[case]
     one_line(lambda: lif(**({"x": X} | OPTIONS | arguments)), error, start)
 
 
+@cpu_only("arguments are validated before a backend is chosen")
 @pytest.mark.parametrize("argument", PARAMETERS)
 def test_bad_parameters(argument: str) -> None:
     x = torch.zeros(4, 2, 3, 5)  # three channels
@@ -1304,7 +1329,11 @@ def test_accepted_forms() -> None:
     """What looks alike is alike: weights as list, tensor or array; T as an argument; the spikes' own dtype."""
     x = randn(4, 3)
     expected, _ = lif(x, readout=WEIGHTS, **OPTIONS)
-    for weights in (tuple(WEIGHTS), torch.tensor(WEIGHTS, dtype=torch.float64), torch.tensor(WEIGHTS).double().numpy()):
+    for weights in (
+        tuple(WEIGHTS),
+        torch.tensor(WEIGHTS, dtype=torch.float64),
+        torch.tensor(WEIGHTS).double().cpu().numpy(),
+    ):
         assert_same_bits(lif(x, readout=weights, **OPTIONS)[0], expected)
     assert_same_bits(lif(x, dtype=torch.float32, **OPTIONS)[0], lif(x, **OPTIONS)[0])
     assert_same_bits(

@@ -10,16 +10,20 @@ import pytest
 import torch
 from kernel_helpers import (
     BACKENDS,
+    DEVICE,
     DTYPES,
-    ISAS,
+    KERNELS,
     SMOOTH,
     SURROGATES,
     assert_gradients,
     assert_same_bits,
+    cpu_only,
     name,
+    on_gpu,
     one_line,
     randn,
-    vector_width,
+    uniform,
+    use_kernel,
 )
 from scipy import stats
 from torch import Tensor
@@ -31,7 +35,7 @@ from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough, Surro
 ops = torch.ops.esvae_kernels
 pytestmark = pytest.mark.usefixtures("poisoned")
 on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
-on_isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
+on_kernels = pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 WORD = 0xFFFFFFFF
 SEEDS = [0, 1, -1, 2**32 + 5, 2**63 + 5, -(2**63), 2**64 - 1]
 RECTANGULAR = (0, 0.5, 1.0, 0.0, False)  # the raw ops' arguments
@@ -39,8 +43,7 @@ RECTANGULAR = (0, 0.5, 1.0, 0.0, False)  # the raw ops' arguments
 
 def rates(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Rates in [-0.1, 1.1], so that both ends are met as well."""
-    u = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (u * 1.2 - 0.1).to(dtype)
+    return (uniform(*shape, seed=seed, dtype=torch.float64) * 1.2 - 0.1).to(dtype)
 
 
 def uniforms(elements: int, steps: int, ids: Tensor, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -130,14 +133,14 @@ def test_the_comparison_is_exact(k: int, dtype: torch.dtype) -> None:
     expected = k * 2.0**-24 < rate.double()
     assert expected.any()
     assert not expected.all()
-    for backend, isa in [("reference", ISAS[0]), *(("cpu", isa) for isa in ISAS)]:
-        with use_backend(backend), vector_width(isa):
+    for force in (use_backend("reference"), *map(use_kernel, KERNELS)):
+        with force:
             assert torch.equal(poisson(rate, t + 1, sample_ids=ids, seed=0)[t].bool(), expected)
 
 
-@on_isas
+@on_kernels
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_fires_below_rates_that_the_dtype_rounds(dtype: torch.dtype, isa: str) -> None:
+def test_fires_below_rates_that_the_dtype_rounds(dtype: torch.dtype, kernel: str) -> None:
     """Uniforms against themselves in the rates' dtype, and against that one's neighbours."""
     u = uniforms(1 << 20, 1, torch.arange(1), 5, torch.float64)[0]
     middle = u.to(dtype)
@@ -171,11 +174,11 @@ def run(backend: str, rate: Tensor, steps: int, **options) -> tuple[Tensor, Tens
 
 
 def check_equal(rate: Tensor, steps: int, **options) -> None:
-    """Equal in every bit, on every vector width; gradients within their tolerance."""
+    """Equal in every bit, on every kernel; gradients within their tolerance."""
     expected = run("reference", rate, steps, **options)
-    for isa in ISAS:
-        with vector_width(isa):
-            spikes, gradient = run("cpu", rate, steps, **options)
+    for kernel in KERNELS:
+        with use_kernel(kernel) as backend:
+            spikes, gradient = run(backend, rate, steps, **options)
         assert_same_bits(spikes, expected[0])
         assert_gradients([gradient], [expected[1]])
 
@@ -206,8 +209,8 @@ def test_aligned_tensors_beyond_the_cache(dtype: torch.dtype) -> None:
     steps = (9 << 20) // (rate.numel() * dtype.itemsize) + 1
     with use_backend("reference"):
         expected = poisson(rate, steps, seed=3)
-    for isa in ISAS:
-        with vector_width(isa):
+    for kernel in KERNELS:
+        with use_kernel(kernel):
             assert torch.equal(poisson(rate, steps, seed=3, dtype=dtype), expected.to(dtype))
 
 
@@ -217,14 +220,14 @@ def test_spikes_of_another_dtype_equal_the_reference(spikes_dtype: torch.dtype, 
     rate = rates(3, 349, dtype=dtype)
     for surrogate in (Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(smooth=True)):
         check_equal(rate, 6, seed=3, surrogate=surrogate, dtype=spikes_dtype)
-    spikes, gradient = run("cpu", rate, 6, seed=3, dtype=spikes_dtype)
+    spikes, gradient = run(BACKENDS[-1], rate, 6, seed=3, dtype=spikes_dtype)
     assert (spikes.dtype, gradient.dtype) == (spikes_dtype, dtype)
     assert torch.equal(spikes, poisson(rate, 6, seed=3).to(spikes_dtype))
 
 
-@on_isas
+@on_kernels
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_spikes_of_one_byte(dtype: torch.dtype, isa: str) -> None:
+def test_spikes_of_one_byte(dtype: torch.dtype, kernel: str) -> None:
     rate = rates(3, 349, dtype=dtype)
     with use_backend("reference"):
         expected = poisson(rate, 6, seed=3, dtype=torch.uint8)
@@ -255,17 +258,17 @@ def test_half_rates_are_compared_in_fp32(dtype: torch.dtype) -> None:
     assert torch.equal(poisson(rate, 9, seed=1).float(), poisson(rate.float(), 9, seed=1))
 
 
-@on_isas
+@on_kernels
 @pytest.mark.parametrize("splits", [(2, 6), (1, 1, 1, 5), (7, 1)], ids=str)
-def test_any_split_of_the_batch_gives_the_same_spikes(splits: tuple[int, ...], isa: str) -> None:
+def test_any_split_of_the_batch_gives_the_same_spikes(splits: tuple[int, ...], kernel: str) -> None:
     rate, ids = rates(8, 300), torch.arange(8)
-    whole, gradient = run("cpu", rate, 9, seed=3)
+    whole, gradient = run(kernel, rate, 9, seed=3)
     parts = [poisson(r, 9, seed=3, sample_ids=i) for r, i in zip(rate.split(splits), ids.split(splits), strict=True)]
     assert torch.equal(torch.cat(parts, 1), whole)
     leaf = rate.clone().requires_grad_()
     parts = [poisson(r, 9, seed=3, sample_ids=i) for r, i in zip(leaf.split(splits), ids.split(splits), strict=True)]
     assert_same_bits(torch.autograd.grad(torch.cat(parts, 1), leaf, randn(9, 8, 300, seed=7))[0], gradient)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    order = uniform(8).argsort()
     assert torch.equal(poisson(rate[order], 9, seed=3, sample_ids=order), whole[:, order])
 
 
@@ -333,6 +336,7 @@ def test_second_derivatives_through_another_dtype(backend: str) -> None:
     torch.testing.assert_close(twice(actual), twice(expected), rtol=1e-5, atol=1e-6)  # of fp32 gradients
 
 
+@cpu_only("it sets the number of CPU threads")
 @pytest.mark.usefixtures("threads")
 def test_deterministic_for_any_thread_count() -> None:
     rate, results = rates(5, 4097), []
@@ -350,7 +354,7 @@ def test_deterministic_for_any_thread_count() -> None:
 @pytest.fixture(scope="module")
 def noise() -> np.ndarray:
     """(T, N, elements) uniforms of neighbouring steps, samples and elements."""
-    return uniforms(257, 64, torch.arange(32), 2024).numpy()
+    return uniforms(257, 64, torch.arange(32), 2024).cpu().numpy()
 
 
 def test_uniforms_are_uniform(noise: np.ndarray) -> None:
@@ -372,7 +376,7 @@ def test_neighbours_are_independent(noise: np.ndarray) -> None:
 
 @pytest.mark.parametrize("other", [2025, 2024 + 2**32], ids=["low-word", "high-word"])
 def test_neighbouring_seeds_are_independent(noise: np.ndarray, other: int) -> None:
-    second = uniforms(257, 64, torch.arange(32), other).numpy()
+    second = uniforms(257, 64, torch.arange(32), other).cpu().numpy()
     assert abs(np.corrcoef(noise.ravel(), second.ravel())[0, 1]) < 3.5 / np.sqrt(noise.size)
 
 
@@ -388,18 +392,19 @@ def test_the_mean_is_the_rate(rate: float) -> None:
 
 def test_generators() -> None:
     rate = rates(3, 50)
-    generator = torch.Generator().manual_seed(1)
+    default = torch.cuda.default_generators[DEVICE.index] if on_gpu() else torch.default_generator
+    generator = torch.Generator(DEVICE).manual_seed(1)
     first, second = (poisson(rate, 4, generator=generator) for _ in range(2))
     assert not torch.equal(first, second)
     generator.manual_seed(1)
     assert torch.equal(poisson(rate, 4, generator=generator), first)
     torch.manual_seed(1)
-    state = torch.get_rng_state()
+    state = default.get_state()
     assert torch.equal(poisson(rate, 4), first)  # torch's own generator, equally seeded
     assert torch.equal(poisson(rate, 4), second)
-    torch.set_rng_state(state)
+    default.set_state(state)
     poisson(rate, 4, seed=1), poisson(rate, 4, generator=generator)
-    assert torch.equal(torch.get_rng_state(), state)  # which neither a seed nor another generator touches
+    assert torch.equal(default.get_state(), state)  # which neither a seed nor another generator touches
 
 
 def test_the_backward_draws_the_same_noise() -> None:
@@ -622,7 +627,7 @@ def test_vmap_over_seeds_is_refused() -> None:
 
 
 def test_autocast_leaves_the_rates_dtype() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         assert poisson(rates(3, 5), 4, seed=1).dtype == torch.float32
         assert poisson(rates(3, 5).bfloat16(), 4, seed=1).dtype == torch.bfloat16
 
@@ -678,6 +683,7 @@ BAD = {
 }
 
 
+@cpu_only("arguments are validated before a backend is chosen")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_in_one_line(case: str) -> None:
     error, start, arguments = BAD[case]

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_helpers import BACKENDS, DTYPES, ISAS, SMOOTH, SURROGATES, TOLERANCE, name, one_line, randn, vector_width
+from kernel_helpers import BACKENDS, DTYPES, KERNELS, SMOOTH, SURROGATES, TOLERANCE, name, one_line, randn, use_kernel
 from scipy.integrate import quad
 from torch import Tensor
 
@@ -162,8 +162,8 @@ def test_infinity_and_nan(s: Surrogate, dtype: torch.dtype, backend: str) -> Non
     """Nothing flows infinitely far from the threshold; NaN stays NaN where the formula computes with u."""
     area = s.scale * (2 / s.shape if isinstance(s, FastSigmoid) else 1)
     check_infinity_and_nan(s, area, dtype)
-    for isa in ISAS if backend == "cpu" else []:
-        with vector_width(isa):
+    for kernel in KERNELS if backend == "cpu" else []:
+        with use_kernel(kernel):
             check_infinity_and_nan(s, area, dtype)
 
 
