@@ -1,15 +1,17 @@
 # `make demo` and `make test` need Python >= 3.10 with venv, g++ and nothing else; everything goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp')
+SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install demo test bench lint sanitize sanitize-address sanitize-thread clean
+.PHONY: help install demo test peers bench gpu lint sanitize sanitize-address sanitize-thread clean
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
 	@echo "make demo   install, train on digits for some minutes, write grids, print the metrics"
 	@echo "make test   install, run every test"
-	@echo "make bench  install, compare speeds (SpikingJelly and snnTorch too, where installed in .venv)"
+	@echo "make peers  install SpikingJelly and snnTorch too: to compare with them, and to test the drop-in layers"
+	@echo "make bench  install, compare speeds"
+	@echo "make gpu    on a machine with a GPU, with the Python that is there: its tests, compute-sanitizer, its benchmarks"
 	@echo "make lint   formatting and lint"
 	@echo "make sanitize   the kernel tests under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer"
 
@@ -28,9 +30,20 @@ demo: install
 test: install
 	$(BIN)/python -c 'import esvae_kernels as k; assert "cpu" in k.available_backends(), "the cpu backend is missing"'
 	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton_*.py
+
+# Other libraries, to compare with and to convert. Without what they require: one wants torchvision, of a matching torch.
+peers: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps spikingjelly snntorch
+	$(BIN)/pip install --quiet --constraint constraints.txt loguru tqdm h5py
 
 bench: install
 	$(BIN)/pytest bench
+
+# No venv, no download: PYTHON has torch, Triton, pytest, hypothesis, scipy, scikit-learn, pybind11, cmake and ninja.
+# DRY=1: where there is no GPU, the same on the CPU at tiny sizes.
+gpu:
+	$(PYTHON) tests/gpu.py $(if $(DRY),--dry-run)
 
 lint: install
 	$(BIN)/ruff check .
