@@ -80,8 +80,9 @@ def _configure_gpu(config: pytest.Config, device: torch.device) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The model's benchmarks are of the CPU."""
-    return True if config.stash[_GPU] is not None and collection_path.name == "bench_model.py" else None
+    """The benchmarks of the model and of the drop-in layers are of the CPU: they have no copy to compare with."""
+    of_cpu = collection_path.name.startswith(("bench_model", "bench_dropin"))
+    return True if config.stash[_GPU] is not None and of_cpu else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
