@@ -44,19 +44,15 @@ class ChannelSums {
 
   int64_t workspace(int64_t size) const { return (size + block_ - 1) / block_ * sums_ * kept_; }
 
-  // Adds row[0 .. size-1], the neurons from begin + offset on, to sum number `sum` of the block at `begin`, which `clear`
-  // has set to zero.
+  // Adds row[0 .. size-1], the neurons of the block at `begin`, to its sum number `sum`, which `clear` has set to zero.
   template <class R>
-  void gather(double* workspace, int sum, int64_t begin, int64_t offset, const R* row, int64_t size) const {
-    double* part = part_of(workspace, begin) + sum * kept_;
-    const int64_t first = first_of(begin);
-    channels_.runs(begin + offset, size, [&](int64_t channel, int64_t i, int64_t n) {
-      if (channels_.inner == 1) {
-        double* to = part + slot(channel, first);
+  void gather(double* workspace, int sum, int64_t begin, const R* row, int64_t size) const {
+    channels_.runs(begin, size, [&](int64_t channel, int64_t i, int64_t n) {
+      double* const to = at(workspace, sum, begin, channel);
+      if (channels_.inner > 1)
+        *to += total(row + i, n);
+      else
         for (int64_t j = 0; j < n; ++j) to[j] += static_cast<double>(row[i + j]);
-      } else {
-        part[slot(channel, first)] += total(row + i, n);
-      }
     });
   }
 

@@ -486,7 +486,7 @@ void backward(const Lif& a) {
     if (constant && a.dx) plan.x_io.store(a.dx, begin, dx_sum, n, false);
     store_state(a.dv0, begin, dv, n);
     for (int k = 0; k < kParameters; ++k)
-      if (sums.of[k] >= 0) sums.parameters.gather(a.workspace, sums.of[k], begin, 0, gradients.row[k], n);
+      if (sums.of[k] >= 0) sums.parameters.gather(a.workspace, sums.of[k], begin, gradients.row[k], n);
     stream_fence(stream);
   });
   if (a.wanted || a.dweights) sums.finish(a);

@@ -73,7 +73,6 @@ def _use_kernel(kernel: str):
 
 native.module.cuda = load()  # type: ignore[union-attr]
 kernel_helpers.BACKENDS[:] = ["reference", "cuda"]
-if hasattr(kernel_helpers, "KERNELS"):
-    kernel_helpers.KERNELS[:] = ["cuda"]
+kernel_helpers.KERNELS[:] = ["cuda"]
 kernel_helpers.use_kernel = _use_kernel
 kernel_helpers.on_gpu = lambda: True
