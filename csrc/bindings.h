@@ -22,38 +22,42 @@ inline void define_kernels(pybind11::module_& m, const Kernels& (*kernels)()) {
   using namespace py::literals;
   // One signature for forward, backward and the workspace's size; an address of 0 is "not there".
   const auto lif = [](auto run) {
-    return [run](int x_dtype, int out_dtype, uintptr_t x, int64_t x_stride, uintptr_t v0, std::array<double, kParameters> numbers,
-                 uintptr_t parameters, int per_channel, int64_t channels, int64_t inner, uintptr_t weights, int64_t steps, int64_t size,
-                 int reset, bool strict, bool detach_reset, int surrogate, double shape, double scale, double center,
-                 bool smooth, int readout, uintptr_t out, uintptr_t membrane, uintptr_t v, uintptr_t saved,
-                 uintptr_t dout, uintptr_t dmembrane, uintptr_t dv, uintptr_t center_of_x, int wanted, uintptr_t dx, uintptr_t dv0, uintptr_t dparameters, uintptr_t dweights,
+    return [run](int x_dtype, int out_dtype, uintptr_t x, int64_t x_stride, uintptr_t v0, uintptr_t i0,
+                 std::array<double, kParameters> numbers, uintptr_t parameters, int per_channel, int64_t channels,
+                 int64_t inner, uintptr_t weights, int64_t steps, int64_t size, bool synaptic, double v_min, int reset,
+                 bool strict, bool several, bool detach_reset, int surrogate, double shape, double scale, double center,
+                 bool smooth, int readout, uintptr_t out, uintptr_t membrane, uintptr_t v, uintptr_t i, uintptr_t saved,
+                 uintptr_t dout, uintptr_t dmembrane, uintptr_t dv, uintptr_t di, uintptr_t center_of_x, int wanted,
+                 uintptr_t dx, uintptr_t dv0, uintptr_t di0, uintptr_t dparameters, uintptr_t dweights,
                  uintptr_t workspace, int threads, int device, uintptr_t stream) {
       Lif a{};
       a.x_dtype = static_cast<DType>(x_dtype), a.out_dtype = static_cast<DType>(out_dtype);
-      a.x = pointer<void>(x), a.x_stride = x_stride, a.v0 = pointer<void>(v0);
+      a.x = pointer<void>(x), a.x_stride = x_stride, a.v0 = pointer<void>(v0), a.i0 = pointer<void>(i0);
       std::copy(numbers.begin(), numbers.end(), a.numbers);
       a.parameters = pointer<void>(parameters), a.per_channel = static_cast<PerChannel>(per_channel);
       a.channels = channels, a.inner = inner, a.weights = pointer<double>(weights);
-      a.steps = steps, a.size = size, a.reset = reset, a.strict = strict, a.detach_reset = detach_reset;
+      a.steps = steps, a.size = size, a.synaptic = synaptic, a.v_min = v_min, a.reset = reset;
+      a.strict = strict, a.several = several, a.detach_reset = detach_reset;
       a.surrogate = surrogate, a.shape = shape, a.scale = scale, a.center = center, a.smooth = smooth;
       a.readout = static_cast<Readout>(readout), a.place = {threads, device, pointer<void>(stream)};
-      a.out = pointer<void>(out), a.membrane = pointer<void>(membrane), a.v = pointer<void>(v);
+      a.out = pointer<void>(out), a.membrane = pointer<void>(membrane), a.v = pointer<void>(v), a.i = pointer<void>(i);
       a.saved = pointer<void>(saved), a.dout = pointer<void>(dout), a.dmembrane = pointer<void>(dmembrane);
-      a.dv = pointer<void>(dv), a.center_of_x = pointer<void>(center_of_x);
+      a.dv = pointer<void>(dv), a.di = pointer<void>(di), a.center_of_x = pointer<void>(center_of_x);
       a.wanted = wanted, a.dx = pointer<void>(dx);
-      a.dv0 = pointer<void>(dv0), a.dparameters = pointer<double>(dparameters);
+      a.dv0 = pointer<void>(dv0), a.di0 = pointer<void>(di0), a.dparameters = pointer<double>(dparameters);
       a.dweights = pointer<double>(dweights), a.workspace = pointer<double>(workspace);
       py::gil_scoped_release release;
       return run(a);
     };
   };
   const auto define_lif = [&](const char* name, auto run) {
-    m.def(name, lif(run), py::kw_only(), "x_dtype"_a, "out_dtype"_a, "x"_a, "x_stride"_a, "v0"_a, "numbers"_a, "parameters"_a,
-          "per_channel"_a, "channels"_a, "inner"_a, "weights"_a, "steps"_a, "size"_a, "reset"_a, "strict"_a,
-          "detach_reset"_a, "surrogate"_a, "shape"_a, "scale"_a, "center"_a, "smooth"_a, "readout"_a,
-          "out"_a = 0, "membrane"_a = 0, "v"_a = 0, "saved"_a = 0, "dout"_a = 0, "dmembrane"_a = 0, "dv"_a = 0,
-          "center_of_x"_a = 0, "wanted"_a = 0, "dx"_a = 0, "dv0"_a = 0, "dparameters"_a = 0,
-          "dweights"_a = 0, "workspace"_a = 0, "threads"_a = 1, "device"_a = 0, "stream"_a = 0);
+    m.def(name, lif(run), py::kw_only(), "x_dtype"_a, "out_dtype"_a, "x"_a, "x_stride"_a, "v0"_a, "i0"_a, "numbers"_a,
+          "parameters"_a, "per_channel"_a, "channels"_a, "inner"_a, "weights"_a, "steps"_a, "size"_a, "synaptic"_a,
+          "v_min"_a, "reset"_a, "strict"_a, "several"_a, "detach_reset"_a, "surrogate"_a, "shape"_a, "scale"_a,
+          "center"_a, "smooth"_a, "readout"_a, "out"_a = 0, "membrane"_a = 0, "v"_a = 0, "i"_a = 0, "saved"_a = 0,
+          "dout"_a = 0, "dmembrane"_a = 0, "dv"_a = 0, "di"_a = 0, "center_of_x"_a = 0, "wanted"_a = 0, "dx"_a = 0,
+          "dv0"_a = 0, "di0"_a = 0, "dparameters"_a = 0, "dweights"_a = 0, "workspace"_a = 0, "threads"_a = 1,
+          "device"_a = 0, "stream"_a = 0);
   };
   define_lif("lif_forward", [kernels](const Lif& a) { kernels().lif_forward(a); });
   define_lif("lif_backward", [kernels](const Lif& a) { kernels().lif_backward(a); });

@@ -10,8 +10,8 @@ enum class Readout : int { none = 0, rate = 1, weights = 2 };
 enum class PerChannel : int { none = 0, affine = 1, all = 2 };  // affine: gain and rest
 
 constexpr int kChunk = 16;     // time steps between two stored potentials
-constexpr int kParameters = 5;  // decay, gain, rest, threshold, v_reset: the rows of `parameters`, the bits of `wanted`
-enum Wanted : int { kDecay = 1, kGain = 2, kRest = 4, kThreshold = 8, kVReset = 16 };
+constexpr int kParameters = 6;  // the rows of `parameters`, the bits of `wanted`, in this order:
+enum Wanted : int { kDecay = 1, kGain = 2, kRest = 4, kThreshold = 8, kVReset = 16, kSynapse = 32 };
 
 // Where a call runs. On a GPU it is queued and not waited for.
 struct Place {
@@ -22,20 +22,22 @@ struct Place {
 
 // One call of the LIF, forward or backward. A row is one time step: `size` neurons; neuron i is of channel
 // (i / inner) % channels. R is the state's type: double where x is f64, else float. Null is "not there", "not wanted",
-// and for potentials and gradients zero.
+// and for potentials, synaptic currents and gradients zero.
 struct Lif {
   DType x_dtype, out_dtype;
   const void* x;           // (T, size); x_stride between rows, 0: a current constant in time
   int64_t x_stride;
   const void* v0;          // R (size)
+  const void* i0;          // R (size)
   double numbers[kParameters];
-  const void* parameters;  // R (5, channels): what is per channel takes the number's place
+  const void* parameters;  // R (6, channels): what is per channel takes the number's place
   PerChannel per_channel;
   int64_t channels, inner;
   const double* weights;  // (T) for Readout::weights
   int64_t steps, size;
   int reset;  // esvae::Reset
-  bool strict, detach_reset;
+  bool synaptic, strict, several, detach_reset;
+  double v_min;  // -infinity: none
   int surrogate;  // esvae::SurrogateId
   double shape, scale, center;
   bool smooth;
@@ -45,16 +47,19 @@ struct Lif {
   void* out;       // (T, size), or (size) with a readout
   void* membrane;  // R (T, size)
   void* v;         // R (size)
-  void* saved;     // R (ceil(T/kChunk)-1, size): written forward, read backward
+  void* i;         // R (size)
+  void* saved;     // R (ceil(T/kChunk)-1, size), with a synapse twice, v and then i: written forward, read backward
   // backward
   const void* dout;
   const void* dmembrane;
   const void* dv;
+  const void* di;
   const void* center_of_x;  // R (channels): the gradient of the gain is that of gain * (x - center_of_x)
   int wanted;               // of enum Wanted
   void* dx;                 // (T, size), or (size) when x is constant; x's type
   void* dv0;                // R (size)
-  double* dparameters;      // (5, channels)
+  void* di0;                // R (size)
+  double* dparameters;      // (6, channels)
   double* dweights;         // (T)
   double* workspace;        // lif_workspace(a) numbers
 };

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
@@ -49,10 +50,12 @@ class LIF(_Neuron):
 
     Equivalent to: `spikes, v = lif(x, v, decay=decay, threshold=threshold, ...)`.
 
-    Shapes: x (T, N, *), or (N, *) with `steps`; v (N, *) or None; returns spikes (T, N, *), or (N, *) with a readout;
-    with `return_v=True` the pair (spikes, v), and with `record="membrane"` m (T, N, *) as the last.
+    Shapes: x (T, N, *), or (N, *) with `steps`; v, and with `synapse` i, (N, *) or None; returns spikes (T, N, *), or
+    (N, *) with a readout; with `return_v=True` (spikes, v), with `synapse` (spikes, v, i), and with
+    `record="membrane"` m (T, N, *) as the last.
 
-    Defaults: gain 1, rest 0, hard reset to 0 with gradient, fires at the threshold, `ATan()`, spikes in x's dtype.
+    Defaults: gain 1, rest 0, hard reset to 0 with gradient, no synaptic current, no `v_min`, one spike a step, at the
+    threshold too, `ATan()`, spikes in x's dtype.
     """
 
     def __init__(
@@ -64,8 +67,11 @@ class LIF(_Neuron):
         rest: float | Tensor = 0.0,
         reset: str = "hard",
         v_reset: float | Tensor = 0.0,
+        synapse: float | Tensor | None = None,
+        v_min: float | None = None,
         detach_reset: bool = False,
         strict: bool = False,
+        several: bool = False,
         surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
         readout: str | Tensor | Sequence[float] | None = None,
         record: str | None = None,
@@ -80,32 +86,38 @@ class LIF(_Neuron):
             rest=rest,
             reset=reset,
             v_reset=v_reset,
+            synapse=synapse,
+            v_min=v_min,
             detach_reset=detach_reset,
             strict=strict,
+            several=several,
             surrogate=surrogate,
             readout=readout,
             record=record,
             dtype=dtype,
         )
 
-    def forward(self, x: Tensor, v: Tensor | None = None, *, steps: int | None = None) -> Tensor | tuple[Tensor, ...]:
-        return _outputs(lif(x, v, steps=steps, **self.options), self.return_v)  # type: ignore[arg-type]
+    def forward(
+        self, x: Tensor, v: Tensor | None = None, i: Tensor | None = None, *, steps: int | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        outputs = lif(x, v, i=i, steps=steps, **self.options)  # type: ignore[arg-type]
+        return _outputs(outputs, self.return_v, states=1 if self.synapse is None else 2)
 
 
 class LI(_Neuron):
     """Leaky integrators without spikes: the readout of a spiking network.
 
-    v_t = decay v_{t-1} + (gain x_t + rest).
+    v_t = decay v_{t-1} + (gain x_t + rest), or with a `synapse` of the current c_t = i_{t-1} + x_t, i_t = synapse c_t.
 
     Equivalent to: `for t in range(T): v = decay * v + (gain * x[t] + rest)`, and of v the last, the mean, a weighted
     sum, or all.
 
-    Shapes: x (T, N, *), or (N, *) with `steps`; v (N, *) or None. `readout="last"` (the default) returns v_{T-1}
-    (N, *), "mean" the mean over time (N, *), T weights (a tensor, which may be learnt, or a sequence) sum_t c_t v_t
-    (N, *), None all v (T, N, *); in x's dtype, or `dtype`. With `return_v=True` the pair with the last v, fp32 (fp64
-    for fp64 x).
+    Shapes: x (T, N, *), or (N, *) with `steps`; v (N, *) or None, and i likewise where there is a `synapse`.
+    `readout="last"` (the default) returns v_{T-1} (N, *), "mean" the mean over time (N, *), T weights (a tensor, which
+    may be learnt, or a sequence) sum_t c_t v_t (N, *), None all v (T, N, *); in x's dtype, or `dtype`. With
+    `return_v=True` that and the last v, fp32 (fp64 for fp64 x), and the last i.
 
-    Defaults: gain 1, rest 0.
+    Defaults: gain 1, rest 0, no synapse.
     """
 
     def __init__(
@@ -114,22 +126,26 @@ class LI(_Neuron):
         decay: float | Tensor,
         gain: float | Tensor = 1.0,
         rest: float | Tensor = 0.0,
+        synapse: float | Tensor | None = None,
         readout: str | Tensor | Sequence[float] | None = "last",
         dtype: torch.dtype | None = None,
         return_v: bool = False,
     ) -> None:
         if isinstance(readout, str) and readout not in ("last", "mean"):
             raise ValueError(f"readout: got {readout!r}, accepted are None, 'last', 'mean' or T weights")
-        super().__init__(return_v, decay=decay, gain=gain, rest=rest, readout=readout, dtype=dtype)
+        super().__init__(return_v, decay=decay, gain=gain, rest=rest, synapse=synapse, readout=readout, dtype=dtype)
 
-    def forward(self, x: Tensor, v: Tensor | None = None, *, steps: int | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, v: Tensor | None = None, *, i: Tensor | None = None, steps: int | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         options = self.options
         if isinstance(self.readout, str):
             time = len(x) if steps is None else steps
             options["readout"] = "rate" if self.readout == "mean" else [0.0] * (time - 1) + [1.0]
         # The "spike" of a smooth StraightThrough is m - threshold, that is the potential itself.
-        outputs = lif(x, v, steps=steps, threshold=0.0, reset="none", surrogate=StraightThrough(smooth=True), **options)  # type: ignore[arg-type]
-        return _outputs(outputs, self.return_v)
+        options |= {"threshold": 0.0, "reset": "none", "surrogate": StraightThrough(smooth=True)}
+        outputs = lif(x, v, i=i, steps=steps, **options)  # type: ignore[arg-type]
+        return _outputs(outputs, self.return_v, states=1 if self.synapse is None else 2)
 
 
 class BNLIF(_Neuron):
@@ -163,6 +179,7 @@ class BNLIF(_Neuron):
         readout: str | Tensor | Sequence[float] | None = None,
         record: str | None = None,
         dtype: torch.dtype | None = None,
+        process_group: ProcessGroup | None = None,
         return_v: bool = False,
     ) -> None:
         if scale is None:
@@ -182,6 +199,7 @@ class BNLIF(_Neuron):
             readout=readout,
             record=record,
             dtype=dtype,
+            process_group=process_group,
         )
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -249,8 +267,7 @@ class Poisson(nn.Module):
         return f"steps={self.steps}, surrogate={self.surrogate!r}{dtype}"
 
 
-def _outputs(outputs: tuple[Tensor, ...], return_v: bool) -> Tensor | tuple[Tensor, ...]:
-    spikes, v, *membrane = outputs
-    if return_v:
-        return spikes, v, *membrane
-    return (spikes, *membrane) if membrane else spikes
+def _outputs(outputs: tuple[Tensor, ...], return_v: bool, states: int = 1) -> Tensor | tuple[Tensor, ...]:
+    """What `lif` returned, without v and i if they are not asked for."""
+    kept = outputs if return_v else (outputs[0], *outputs[1 + states :])
+    return kept if len(kept) > 1 else kept[0]

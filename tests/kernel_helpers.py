@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -162,26 +163,28 @@ def assert_sums(
         torch.testing.assert_close(a, e, rtol=rtol, atol=atol)
 
 
-def parameters(channels: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The five parameters of a neuron, one value per channel."""
+def parameters(
+    channels: int, seed: int = 0, dtype: torch.dtype = torch.float32, synapse: bool = False
+) -> dict[str, Tensor]:
+    """The five parameters of a neuron and that of its synapse, one value per channel."""
     ranges = {"decay": (0.2, 0.95), "gain": (0.5, 1.5), "rest": (-0.1, 0.2), "threshold": (0.3, 0.6)}
-    unit = uniform(5, channels, seed=seed, dtype=torch.float64)
+    ranges |= {"v_reset": (-0.2, 0.1)} | ({"synapse": (0.2, 0.8)} if synapse else {})
+    unit = uniform(len(ranges), channels, seed=seed, dtype=torch.float64)
     return {
-        key: (low + (high - low) * row).to(dtype)
-        for (key, (low, high)), row in zip((ranges | {"v_reset": (-0.2, 0.1)}).items(), unit, strict=True)
+        key: (low + (high - low) * row).to(dtype) for (key, (low, high)), row in zip(ranges.items(), unit, strict=True)
     }
 
 
 def run_lif(
-    backend: str, x: Tensor, v: Tensor | None = None, *, op: Callable = lif, **options
+    backend: str, x: Tensor, v: Tensor | None = None, *, i: Tensor | None = None, op: Callable = lif, **options
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Spikes, last potential (and recorded potentials), and the gradients for fixed cotangents of all outputs: of x, v,
-    and the options that are tensors of floating point, in their order."""
+    """Spikes, last potential (current, recorded potentials), and the gradients for fixed cotangents of all outputs: of
+    x, v, i, and the options that are tensors of floating point, in their order."""
     with use_backend(backend):
-        inputs = [None if t is None else t.detach().requires_grad_() for t in (x, v)]
+        inputs = [None if t is None else t.detach().requires_grad_() for t in (x, v, i)]
         learnt = {k: t.detach().requires_grad_() for k, t in options.items() if isinstance(t, Tensor)}
-        outputs = op(*inputs, **(options | learnt))
-        cotangents = [randn(*o.shape, seed=7 + i, dtype=o.dtype) for i, o in enumerate(outputs)]
+        outputs = op(*inputs[:2], **({} if i is None else {"i": inputs[2]}), **(options | learnt))
+        cotangents = [randn(*o.shape, seed=7 + k, dtype=o.dtype) for k, o in enumerate(outputs)]
         wanted = [t for t in (*inputs, *learnt.values()) if t is not None]
         gradients = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True)
     return *(o.detach() for o in outputs), list(gradients)
@@ -190,6 +193,25 @@ def run_lif(
 def flat(result: tuple) -> tuple[Tensor, ...]:
     """What `run_lif` returns, as one tuple."""
     return (*result[:-1], *result[-1])
+
+
+def near_threshold(shape: tuple[int, ...], dtype: torch.dtype, **options) -> tuple[Tensor, Tensor]:
+    """x (T, N, *) and v, of which every second membrane potential is the threshold or a neighbour of it."""
+    values = {"gain": 1.0, "rest": 0.0} | options
+    decay, gain, rest, threshold = (torch.as_tensor(values[k], dtype=dtype) for k in reference.PARAMETERS[:4])
+    targets = torch.stack([threshold, *(torch.nextafter(threshold, threshold + side) for side in (-1, 1))])
+    x, start = randn(*shape, seed=1, dtype=dtype), randn(*shape[1:], seed=2, dtype=dtype)
+    v = start
+    for t in range(len(x)):
+        if t % 2 == 0:
+            pick = randint(0, 3, shape[1:], seed=t)
+            target = targets.movedim(0, -1).expand(*shape[1:], 3).gather(-1, pick[..., None])[..., 0]
+            if options.get("reset") in ("delayed", "at_once"):
+                target = target + threshold * (v > threshold if options.get("strict") else v >= threshold)
+            x[t] = ((target.double() - rest.double() - (decay * v).double()) / gain.double()).to(dtype)
+        with use_backend("reference"):
+            _, v = lif(x[t : t + 1], v, **options)
+    return x, start
 
 
 def neuron(
@@ -205,10 +227,15 @@ def neuron(
     **rest,
 ) -> reference.Neuron:
     """The reference's options, written as the public function takes them. `readout`: None, "rate" or "weights"."""
-    defaults = {"gain": 1.0, "rest": 0.0, "v_reset": 0.0, "strict": False, "detach_reset": False, "record": False}
+    defaults = {"gain": 1.0, "rest": 0.0, "v_reset": 0.0, "synapse": None, "v_min": -math.inf}
+    defaults |= dict.fromkeys(("strict", "several", "detach_reset", "record"), False)
+    rest = defaults | rest
+    synapse = rest.pop("synapse")
     return reference.Neuron(
         steps=steps,
         constant=constant,
+        synaptic=synapse is not None,
+        synapse=synapse or 0.0,
         reset=reference.RESETS.index(reset),
         decay=decay,
         threshold=threshold,
@@ -219,7 +246,7 @@ def neuron(
         smooth=surrogate.smooth,
         readout=reference.READOUTS.index(readout),
         dtype=dtype,
-        **(defaults | rest),
+        **rest,
     )
 
 

@@ -32,8 +32,11 @@ OPTIONS = {
     "rest": 0.05,
     "reset": "soft",
     "v_reset": -0.1,
+    "synapse": None,
+    "v_min": None,
     "detach_reset": True,
     "strict": True,
+    "several": False,
     "surrogate": Sigmoid(alpha=2.0),
 }
 
@@ -55,9 +58,10 @@ def test_every_option_reaches_the_function() -> None:
     x = randn(20, 50).requires_grad_()
     changes = {"decay": 0.5, "threshold": 0.6, "gain": 1.1, "rest": 0.0, "reset": "hard", "v_reset": 0.2}
     changes |= {"detach_reset": False, "strict": False, "surrogate": Rectangular(0.5)}
+    changes |= {"synapse": 0.5, "v_min": -0.2, "several": True}
     assert set(changes) == set(OPTIONS)
     for name, value in changes.items():
-        options = OPTIONS | {"reset": "hard"} | {name: value}
+        options = OPTIONS | {"reset": "hard", "strict": name != "several"} | {name: value}
         spikes, expected = nn.LIF(**options)(x), lif(x, **options)[0]
         assert_same_bits(spikes, expected)
         gradients = [torch.autograd.grad((s * randn(20, 50, seed=1)).sum(), x)[0] for s in (spikes, expected)]
@@ -231,12 +235,15 @@ def test_to_another_dtype() -> None:
 
 @pytest.mark.parametrize("return_v", [False, True], ids=["spikes", "with-v"])
 @pytest.mark.parametrize("record", [None, "membrane"], ids=["plain", "recorded"])
+@pytest.mark.parametrize("synapse", [None, 0.5], ids=["", "synapse"])
 @pytest.mark.parametrize("readout", [None, "rate", [0.5] * 20], ids=["all", "rate", "weights"])
-def test_what_a_lif_returns(readout: object, record: str | None, return_v: bool) -> None:
-    x, options = randn(20, 4, 6), OPTIONS | {"readout": readout, "record": record, "dtype": torch.float64}
-    spikes, v, *membrane = lif(x, **options)
-    expected = [spikes, v, *membrane] if return_v else [spikes, *membrane]
-    actual = nn.LIF(**options, return_v=return_v)(x)
+def test_what_a_lif_returns(readout: object, synapse: float | None, record: str | None, return_v: bool) -> None:
+    x, i = randn(20, 4, 6), None if synapse is None else randn(4, 6, seed=1)
+    options = OPTIONS | {"readout": readout, "record": record, "synapse": synapse, "dtype": torch.float64}
+    outputs = lif(x, i=i, **options)
+    membrane = outputs[-1:] if record else ()
+    expected = outputs if return_v else (outputs[0], *membrane)
+    actual = nn.LIF(**options, return_v=return_v)(x, i=i)
     assert isinstance(actual, tuple) == (len(expected) > 1)
     for a, b in zip(actual if isinstance(actual, tuple) else [actual], expected, strict=True):
         assert_same_bits(a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from kernel_helpers import (
     flat,
     in_turn,
     name,
+    near_threshold,
     neuron,
     on_gpu,
     one_line,
@@ -75,6 +77,8 @@ def readout_of(kind: str | None, steps: int) -> str | Tensor | None:
         ("none", True, [0, 1, 1], 1.875),
         ("delayed", False, [1, 0, 1], 1.375),
         ("delayed", True, [0, 1, 0], 0.875),
+        ("at_once", False, [1, 0, 1], 0.625),
+        ("at_once", True, [0, 1, 1], 0.375),
     ],
     ids=[f"{reset}{strict}" for reset in RESETS for strict in ("", "-strict")],
 )
@@ -107,6 +111,53 @@ def test_the_delayed_reset_by_hand(backend: str) -> None:
 
 
 @on_both
+def test_subtraction_at_once_by_hand(backend: str) -> None:
+    """snnTorch's without delay: of a v that is above, the threshold is taken for m and given back to v."""
+    x, v = torch.tensor([[0.25, 0.5], [0.5, 2.0]]), torch.tensor([2.5, 1.0])
+    spikes, last, m = lif(x, v, decay=0.5, threshold=1, reset="at_once", record="membrane")
+    assert m.tolist() == [[0.5, 0.0], [0.25, 1.5]]
+    assert spikes.tolist() == [[0, 0], [0, 1]]
+    assert last.tolist() == [1.25, 1.5]
+
+
+@on_both
+def test_a_synaptic_current_by_hand(backend: str) -> None:
+    x = torch.tensor([[1.0], [0.0], [0.5]])
+    spikes, v, i, m = lif(x, synapse=0.5, decay=0.5, threshold=1, record="membrane")
+    assert m.flatten().tolist() == [1.0, 0.5, 1.0]  # currents 1, 0.5, 0.25 + 0.5
+    assert spikes.flatten().tolist() == [1, 0, 1]
+    assert (v.item(), i.item()) == (0.0, 0.375)
+    spikes, v, i = lif(x[:1], synapse=0.5, i=torch.tensor([0.75]), decay=0.5, threshold=2)
+    assert (spikes.item(), v.item(), i.item()) == (0, 1.75, 0.875)
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("reset", "spikes", "last"),
+    [("soft", [2, 0, 2], 0.40625), ("none", [2, 0, 3], 1.65625), ("hard", [2, 0, 2], -0.5)],
+    ids=str,
+)
+def test_several_spikes_by_hand(backend: str, reset: str, spikes: list[int], last: float) -> None:
+    x = torch.tensor([[1.125], [-0.25], [1.5]])
+    options = {"decay": 0.5, "threshold": 0.5, "v_reset": -0.5, "reset": reset, "detach_reset": True}
+    s, v = lif(x, several=True, **options)
+    assert s.flatten().tolist() == spikes
+    assert v.item() == last
+    below = lif(torch.tensor([[-3.0, 0.0, 0.49]]), several=True, **options)[0]
+    assert below.tolist() == [[0, 0, 0]]
+
+
+@on_both
+def test_a_floor_under_the_potential_by_hand(backend: str) -> None:
+    x = torch.tensor([[-1.0], [0.5], [-0.375]]).requires_grad_()
+    _, last, m = lif(x, v_min=-0.25, decay=0.5, threshold=1, detach_reset=True, record="membrane")
+    assert m.flatten().tolist() == [-1.0, 0.375, -0.1875]
+    assert last.item() == -0.1875
+    (dx,) = torch.autograd.grad(last, x)
+    assert dx.flatten().tolist() == [0.0, 0.5, 1.0]
+
+
+@on_both
 def test_recorded_potentials_are_those_before_the_reset(backend: str) -> None:
     x, v = torch.tensor([[0.25], [0.25], [0.5]]), torch.tensor([0.5])
     options = {"decay": 0.5, "gain": 2, "rest": 0.25, "threshold": 1, "v_reset": -0.5, "record": "membrane"}
@@ -115,6 +166,7 @@ def test_recorded_potentials_are_those_before_the_reset(backend: str) -> None:
         "soft": [1.0, 0.75, 1.625],
         "none": [1.0, 1.25, 1.875],
         "delayed": [1.0, 0.25, 1.375],
+        "at_once": [1.0, 0.75, 1.625],
     }
     for reset, expected in traces.items():
         assert lif(x, v, reset=reset, **options)[2].flatten().tolist() == expected
@@ -201,37 +253,60 @@ def test_options_equal_the_reference(index: int, choice: tuple) -> None:
         check_equal(x, randn(n, seed=1) if state else None, **options)
 
 
-def check_equal(x: Tensor, v: Tensor | None, kernels: list[str] = KERNELS, **options) -> None:
+# What few calls use: a synapse, with a current from before or without; a floor under v, below rest or above the
+# threshold; several spikes a step.
+RARE = [
+    choice
+    for choice in itertools.product(RESETS, ("", "several"), ("", "synapse", "synapse-i"), ("", -0.3, -0.02, 0.45))
+    if any(choice[1:]) and not (choice[1] and choice[0] in ("delayed", "at_once"))
+]
+
+
+@pytest.mark.parametrize(
+    ("index", "choice"),
+    list(enumerate(RARE)),
+    ids=["-".join(str(part) for part in choice if part) for choice in RARE],
+)
+def test_rare_options_equal_the_reference(index: int, choice: tuple) -> None:
+    reset, several, synapse, v_min = choice
+    draw = random.Random(index)
+    for dtype in in_turn(DTYPES.values(), index):
+        steps, inner = draw.choice((1, 15, 16, 17, 33, 49)), draw.choice(((1023,), (3, 5, 7), (2, 4, 3, 4)))
+        options = RICH | {
+            "reset": reset,
+            "several": bool(several),
+            "strict": not several and draw.random() < 0.5,
+            "detach_reset": bool(several and reset == "hard") or draw.random() < 0.5,
+            "v_min": v_min or None,
+            "readout": readout_of(draw.choice((None, "rate", "weights")), steps),
+            "record": draw.choice((None, "membrane")),
+            "surrogate": draw.choice(SURROGATES),
+            "steps": draw.choice((None, steps)),
+        }
+        learnt = parameters(draw.choice((1, inner[1] if len(inner) > 1 else 1)), index, synapse=True)
+        options |= {k: p for k, p in learnt.items() if draw.random() < 0.5} | ({"synapse": 0.6} if synapse else {})
+        options |= {"synapse": learnt["synapse"]} if synapse and draw.random() < 0.5 else {}
+        if not synapse:
+            options.pop("synapse", None)
+        x = 2 * randn(*inner, seed=index, dtype=dtype) if options["steps"] else 2 * randn(steps, *inner, dtype=dtype)
+        if draw.random() < 0.5 and len(inner) > 2:
+            x = channels_last(x, 1 if options["steps"] else 2)
+        v = draw.choice((None, randn(*inner, seed=1)))
+        check_equal(x, v, i=randn(*inner, seed=2) if synapse.endswith("i") else None, **options)
+
+
+def check_equal(x: Tensor, v: Tensor | None, kernels: list[str] = KERNELS, i: Tensor | None = None, **options) -> None:
     """Outputs equal in every bit, on every kernel; gradients within their tolerance."""
     state = reference.state_dtype(x.dtype)
-    v = None if v is None else v.to(state)
-    *outputs, gradients = run_lif("reference", x, v, **options)
-    own = 1 if v is None else 2
+    v, i = (None if t is None else t.to(state) for t in (v, i))
+    *outputs, gradients = run_lif("reference", x, v, i=i, **options)
+    own = 1 + (v is not None) + (i is not None)
     for kernel in kernels:
         with use_kernel(kernel) as backend:
-            *actual, found = run_lif(backend, x, v, **options)
+            *actual, found = run_lif(backend, x, v, i=i, **options)
         assert_all_same_bits(actual, outputs)
         assert_gradients(found[:own], gradients[:own])
         assert_sums(found[own:], gradients[own:], x.numel() * (options.get("steps") or 1), state)
-
-
-def near_threshold(shape: tuple[int, ...], dtype: torch.dtype, **options) -> tuple[Tensor, Tensor]:
-    """x (T, N, *) and v, of which every second membrane potential is the threshold or a neighbour of it."""
-    values = {"gain": 1.0, "rest": 0.0} | options
-    decay, gain, rest, threshold = (torch.as_tensor(values[k], dtype=dtype) for k in PARAMETERS[:4])
-    targets = torch.stack([threshold, *(torch.nextafter(threshold, threshold + side) for side in (-1, 1))])
-    x, start = randn(*shape, seed=1, dtype=dtype), randn(*shape[1:], seed=2, dtype=dtype)
-    v = start
-    for t in range(len(x)):
-        if t % 2 == 0:
-            pick = randint(0, 3, shape[1:], seed=t)
-            target = targets.movedim(0, -1).expand(*shape[1:], 3).gather(-1, pick[..., None])[..., 0]
-            if options.get("reset") == "delayed":
-                target = target + threshold * (v > threshold if options.get("strict") else v >= threshold)
-            x[t] = ((target.double() - rest.double() - (decay * v).double()) / gain.double()).to(dtype)
-        with use_backend("reference"):
-            _, v = lif(x[t : t + 1], v, **options)
-    return x, start
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -244,6 +319,19 @@ def test_one_unit_in_the_last_place_of_the_threshold(
     for strict in (False, True):
         options = {"decay": decay, "gain": gain, "rest": rest, "threshold": 0.2, "reset": reset, "strict": strict}
         check_equal(*near_threshold((8, 1031), dtype, **options), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_counts_at_multiples_of_the_threshold_equal_the_reference(dtype: torch.dtype) -> None:
+    """The quotient is rounded once: not a product with the reciprocal, which is another at some of them."""
+    threshold = torch.tensor(0.7, dtype=dtype)
+    multiples = torch.arange(1, 200, dtype=dtype) * threshold
+    v = torch.cat([torch.nextafter(multiples, multiples + side) for side in (-1, 0, 1)])
+    nothing = torch.full((1, *v.shape), -0.0, dtype=dtype)  # m is v
+    check_equal(nothing, v, decay=1.0, rest=-0.0, threshold=0.7, several=True, reset="soft", record="membrane")
+    spikes, _, m = lif(nothing, v, decay=1.0, rest=-0.0, threshold=0.7, several=True, reset="soft", record="membrane")
+    assert_same_bits(m[0], v)
+    assert (spikes[0] != torch.trunc(v * (1 / threshold))).any()
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.9])
@@ -266,6 +354,8 @@ def test_vector_widths_agree_bit_for_bit(kernel: str, surrogate: Surrogate) -> N
         x, v = randn(19, 11, 103, dtype=dtype), randn(11, 103, seed=1, dtype=reference.state_dtype(dtype))
         learnt = parameters(103) if reset in ("hard", "delayed") else {}
         options = RICH | learnt | {"surrogate": surrogate, "reset": reset, "record": "membrane"}
+        options |= {"synapse": 0.4, "v_min": -0.2} if reset in ("hard", "at_once") else {}
+        options |= {"several": reset == "none" and not surrogate.smooth}
         if surrogate.smooth:  # smooth spikes of any height feed back: small inputs keep them bounded
             x, v = x / 10, v / 10
         here = flat(run_lif("cpu", x, v, **options))
@@ -324,7 +414,8 @@ def test_parameters_per_channel_equal_the_reference(case: str, layout: str, rese
         x = channels_last(x) if layout == "channels-last" else x
         options = {"reset": reset, "detach_reset": index == 1, "strict": index == 2, "record": "membrane"}
         surrogate = SURROGATES[(list(CHANNELS).index(case) + 3 * index) % len(SURROGATES)]
-        check_equal(x, v, surrogate=surrogate, **parameters(shape[2]), **options)
+        learnt, i = parameters(shape[2], synapse=index == 2), randn(*shape[1:], seed=8) if index == 2 else None
+        check_equal(x, v, i=i, surrogate=surrogate, **learnt, **options)
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -336,7 +427,10 @@ def test_some_parameters_are_tensors(argument: str, count: int, reset: str) -> N
     for index, (detach, constant) in in_turn(enumerate(itertools.product((False, True), repeat=2)), turn):
         x, v = randn(*(18, 7, 5, 3)[constant:], seed=index), randn(7, 5, 3, seed=9)
         dtypes = list(DTYPES.values())[index:] * 2
-        learnt = {k: parameters(count)[k].to(dtype) for k, dtype in zip(argument.split("-"), dtypes, strict=False)}
+        learnt = {
+            k: parameters(count, synapse=True)[k].to(dtype)
+            for k, dtype in zip(argument.split("-"), dtypes, strict=False)
+        }
         options = RICH | learnt | {"reset": reset, "detach_reset": detach, "steps": 18 if constant else None}
         check_equal(x, v, **options)
 
@@ -359,7 +453,7 @@ def test_a_tensor_is_its_number(backend: str) -> None:
 def test_gradient_of_one_parameter_alone(backend: str, argument: str) -> None:
     """The same as among all of them, with x and v without one."""
     x, v = randn(20, 4, 3), randn(4, 3, seed=1)
-    options = parameters(3) | {"readout": randn(20, seed=2)}
+    options = parameters(3, synapse=True) | {"readout": randn(20, seed=2)}
     every = run_lif(backend, x, v, **options)[-1][2 + list(options).index(argument)]
     leaf = options[argument].clone().requires_grad_()
     outputs = lif(x, v, **(options | {argument: leaf}))
@@ -409,6 +503,7 @@ def test_dtype_of_the_spikes(backend: str, out: torch.dtype, dtype: torch.dtype)
         return
     if backend == BACKENDS[-1]:
         check_equal(x, None, dtype=out, **RICH)
+        check_equal(5 * x, None, dtype=out, several=True, reset="soft", **RICH)
         check_equal(x, None, dtype=out, readout=randn(20, seed=1), record="membrane", **RICH)
     leaf = x.clone().requires_grad_()
     spikes, _ = lif(leaf, dtype=out, **RICH)
@@ -458,6 +553,12 @@ def calls(draw: st.DrawFn) -> dict:
         count, parameter = 1 if kind == "one" else channels, draw(st.sampled_from(list(DTYPES.values())))
         call[key] = number if kind == "number" else parameters(count, draw(seeds), parameter)[key]
     call |= {key: draw(st.booleans()) for key in ("strict", "detach_reset")}
+    if call["reset"] not in ("delayed", "at_once") and draw(st.booleans()):
+        call |= {"several": True, "strict": False, "detach_reset": call["detach_reset"] or call["reset"] == "hard"}
+    if draw(st.booleans()):
+        call["synapse"] = draw(st.just(0.5) | st.just(parameters(channels, synapse=True)["synapse"]))
+        call["i"] = draw(st.none() | strided(inner, reference.state_dtype(dtype), 1))
+    call["v_min"] = draw(st.none() | st.sampled_from([-1.0, -0.1, 0.5]))
     call["surrogate"] = draw(st.sampled_from(SURROGATES))
     call["readout"] = readout_of(draw(st.sampled_from([None, "rate", "weights"])), steps)
     call["record"] = draw(st.sampled_from([None, "membrane"]))
@@ -499,6 +600,8 @@ def test_infinities_and_nan_anywhere(
         for place, value in data.draw(places):
             tensor.view(-1)[place] = value
     options = RICH | (parameters(7) if learnt else {}) | {"reset": reset, "strict": strict, "record": "membrane"}
+    if data.draw(st.booleans()):
+        options |= {"synapse": 0.5, "v_min": -0.2, "several": not strict and reset in ("soft", "none")}
     with use_backend("reference"):
         expected = lif(x, v, **options)
     for kernel in KERNELS:
@@ -550,11 +653,13 @@ def test_every_half_is_written_as_torch_writes_it(kernel: str, dtype: torch.dtyp
 
 
 def by_definition(
-    x: Tensor, v: Tensor, learnt: dict[str, Tensor], weights: Tensor | None, **options
+    x: Tensor, v: Tensor, i: Tensor | None, learnt: dict[str, Tensor], weights: Tensor | None, **options
 ) -> tuple[Tensor, ...]:
     """The differentiable reference itself, all of whose parameters are per channel."""
-    p = neuron(readout=None if weights is None else "weights", **(RICH | options))
-    return tuple(o for o in reference.lif(x, v, torch.stack(list(learnt.values())), weights, p) if o is not None)
+    synapse = None if i is None else 0.0
+    p = neuron(readout=None if weights is None else "weights", synapse=synapse, **(RICH | options))
+    rows = [learnt.get(name, torch.zeros_like(learnt["decay"])) for name in PARAMETERS]
+    return tuple(o for o in reference.lif(x, v, i, torch.stack(rows), weights, p) if o is not None)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
@@ -563,32 +668,37 @@ def test_backward_is_the_derivative_of_the_forward(reset: str, surrogate: Surrog
     """Autograd of the differentiable reference, against both backends, for everything that has a gradient."""
     steps, shape = 20, (3, 4, 2)
     turn = 3 * (SURROGATES + SMOOTH).index(surrogate) + RESETS.index(reset)
-    for detach, constant, weighted in in_turn(itertools.product((False, True), repeat=3), turn):
+    for detach, constant, weighted, rare in in_turn(itertools.product((False, True), repeat=4), turn):
         x = randn(*shape if constant else (steps, *shape), dtype=torch.float64)
         v = randn(*shape, seed=1, dtype=torch.float64)
         if surrogate.smooth:  # smooth spikes of any height feed back: small positive inputs keep them bounded
             x, v = x.abs() / 10, v.abs() / 10
-        learnt = parameters(4, dtype=torch.float64)
+        i = v.flip(0) if rare else None
+        learnt = parameters(4, dtype=torch.float64, synapse=rare)
         weights = randn(steps, seed=3, dtype=torch.float64) if weighted else None
-        options = {"reset": reset, "detach_reset": detach, "surrogate": surrogate}
-        wanted = [t.requires_grad_() for t in (x, v, *learnt.values(), weights) if t is not None]
+        options = {"reset": reset, "detach_reset": detach, "surrogate": surrogate} | ({"v_min": 0.02} if rare else {})
+        wanted = [t.requires_grad_() for t in (x, v, i, *learnt.values(), weights) if t is not None]
         raw = {"steps": steps, "constant": constant, "record": True, "dtype": torch.float64}
-        outputs = by_definition(x, v, learnt, weights, **raw, **options)
+        outputs = by_definition(x, v, i, learnt, weights, **raw, **options)
         cotangents = [randn(*o.shape, seed=7 + i, dtype=torch.float64) for i, o in enumerate(outputs)]
         expected = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True)
         options |= {"record": "membrane", "steps": steps if constant else None, **learnt, "readout": weights}
         for backend in BACKENDS:
-            actual = run_lif(backend, x, v, **options)[-1]
-            assert_gradients(actual[:2], expected[:2])
-            assert_sums(actual[2:], expected[2:], 20 * 24)
+            actual = run_lif(backend, x, v, i=i, **options)[-1]
+            assert_gradients(actual[: 2 + rare], expected[: 2 + rare])
+            assert_sums(actual[2 + rare :], expected[2 + rare :], 20 * 24)
 
 
-def small(constant: bool, steps: int, readout: str | None) -> tuple[list[str], list[Tensor]]:
-    """Inputs of a numerical derivative: x, v, the five parameters and weights, fp64, of two channels.
+DIFFERENTIABLE = RESETS[:4]  # "at_once" takes the earlier spike as a constant
+
+
+def small(constant: bool, steps: int, readout: str | None, synapse: bool) -> tuple[list[str], list[Tensor]]:
+    """Inputs of a numerical derivative: x, v, the parameters and weights, fp64, of two channels.
 
     Smooth spikes of any height feed back: small positive inputs keep them bounded."""
     values = {"x": randn(*(1, 2) if constant else (steps, 1, 2), dtype=torch.float64).abs() / 5}
-    values |= {"v": randn(1, 2, seed=1, dtype=torch.float64).abs() / 5} | parameters(2, seed=2, dtype=torch.float64)
+    values |= {key: randn(1, 2, seed=1, dtype=torch.float64).abs() / 5 for key in ("v", "i")[: 1 + synapse]}
+    values |= parameters(2, seed=2, dtype=torch.float64, synapse=synapse)
     if readout == "weights":
         values["readout"] = randn(steps, seed=3, dtype=torch.float64)
     return list(values), [value.requires_grad_() for value in values.values()]
@@ -597,15 +707,16 @@ def small(constant: bool, steps: int, readout: str | None) -> tuple[list[str], l
 @on_both
 @pytest.mark.parametrize("record", [None, "membrane"], ids=["", "record"])
 @pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("reset", DIFFERENTIABLE)
 def test_gradcheck_through_time(backend: str, reset: str, readout: str | None, record: str | None) -> None:
     """Over x, v, all parameters and weights; over chunk borders too (`fast_mode`: in a random direction)."""
     torch.manual_seed(0)
     turn = RESETS.index(reset) + 3 * (record is not None) + 5 * (readout is not None)
     for index, surrogate in in_turn(enumerate(SMOOTH), turn):
-        constant, steps = index % 3 == 0, 3 if index % 2 else 18
-        names, inputs = small(constant, steps, readout)
+        constant, steps, rare = index % 3 == 0, 3 if index % 2 else 18, index % 4 > 1
+        names, inputs = small(constant, steps, readout, rare)
         options = {"reset": reset, "surrogate": surrogate, "record": record, "steps": steps if constant else None}
+        options |= {"v_min": 0.1} if rare else {}
         options |= {"readout": "rate"} if readout == "rate" else {}
 
         def outputs(*values: Tensor, names: list[str] = names, options: dict = options) -> tuple[Tensor, ...]:
@@ -615,10 +726,11 @@ def test_gradcheck_through_time(backend: str, reset: str, readout: str | None, r
 
 
 @pytest.mark.parametrize("readout", [None, "weights"], ids=str)
-@pytest.mark.parametrize("reset", RESETS)
-def test_gradgradcheck_through_time(reset: str, readout: str | None) -> None:
-    names, inputs = small(False, 3, readout)
-    options = {"reset": reset, "surrogate": SMOOTH[2], "record": "membrane"}
+@pytest.mark.parametrize("rare", [{}, {"v_min": 0.1}], ids=["", "synapse-v_min"])
+@pytest.mark.parametrize("reset", DIFFERENTIABLE)
+def test_gradgradcheck_through_time(reset: str, rare: dict, readout: str | None) -> None:
+    names, inputs = small(False, 3, readout, bool(rare))
+    options = {"reset": reset, "surrogate": SMOOTH[2], "record": "membrane"} | rare
     torch.manual_seed(0)
     assert torch.autograd.gradgradcheck(
         lambda *values: lif(**dict(zip(names, values, strict=True)), **options), inputs, fast_mode=True
@@ -630,22 +742,22 @@ def test_gradgradcheck_through_time(reset: str, readout: str | None) -> None:
 @pytest.mark.parametrize("reset", RESETS)
 def test_second_derivatives_of_real_spikes(backend: str, reset: str, surrogate: Surrogate) -> None:
     options = {"reset": reset, "surrogate": surrogate}
+    options |= {"several": True} if reset in ("soft", "none") else {"v_min": -0.1}
     x = randn(18, 5, 2, dtype=torch.float64).requires_grad_()
-    v = randn(5, 2, seed=1, dtype=torch.float64).requires_grad_()
-    learnt = {k: p.requires_grad_() for k, p in parameters(2, dtype=torch.float64).items()}
+    v, i = (randn(5, 2, seed=k, dtype=torch.float64).requires_grad_() for k in (1, 4))
+    learnt = {k: p.requires_grad_() for k, p in parameters(2, dtype=torch.float64, synapse=True).items()}
     weights = randn(18, seed=3, dtype=torch.float64).requires_grad_()
-    wanted = (x, v, *learnt.values(), weights)
+    wanted = (x, v, i, *learnt.values(), weights)
 
-    def twice(readout: Tensor, last: Tensor, membrane: Tensor) -> tuple[Tensor, ...]:
-        loss = (
-            (readout * randn(5, 2, seed=2, dtype=torch.float64)).sum() + last.square().sum() + membrane.square().mean()
-        )
+    def twice(readout: Tensor, last: Tensor, current: Tensor, membrane: Tensor) -> tuple[Tensor, ...]:
+        loss = (readout * randn(5, 2, seed=2, dtype=torch.float64)).sum() + last.square().sum()
+        loss = loss + current.square().sum() + membrane.square().mean()
         first = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True)
         penalty = sum(g.square().sum() for g in first)
         return torch.autograd.grad(penalty, wanted, allow_unused=True, materialize_grads=True)
 
-    actual = twice(*lif(x, v, **learnt, readout=weights, record="membrane", **options))
-    expected = twice(*by_definition(x, v, learnt, weights, steps=18, record=True, dtype=torch.float64, **options))
+    actual = twice(*lif(x, v, i=i, **learnt, readout=weights, record="membrane", **options))
+    expected = twice(*by_definition(x, v, i, learnt, weights, steps=18, record=True, dtype=torch.float64, **options))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12 * max(1, e.abs().max().item()))
 
@@ -659,7 +771,7 @@ def test_gradient_through_one_output_alone(backend: str, output: int) -> None:
         out = lif(*inputs, readout=readout, steps=steps, **RICH)[output]
         weights = None if readout is None else readout
         p = neuron(steps=20, constant=steps is not None, readout=weights, dtype=torch.float64, **RICH)
-        expected = reference.lif(*inputs, None, None, p)[output]
+        expected = reference.lif(*inputs, None, None, None, p)[output]
         assert_gradients(
             torch.autograd.grad(out.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs)
         )
@@ -667,15 +779,16 @@ def test_gradient_through_one_output_alone(backend: str, output: int) -> None:
 
 @on_both
 def test_gradient_of_one_input_alone(backend: str) -> None:
-    x, v = randn(20, 9), randn(9, seed=1)
-    both = run_lif(backend, x, v, **RICH)[2]
-    for k in range(2):
-        inputs = [t.clone().requires_grad_(i == k) for i, t in enumerate((x, v))]
-        outputs = lif(*inputs, **RICH)
-        cotangents = [randn(*o.shape, seed=7 + i) for i, o in enumerate(outputs)]
+    x, v, i = randn(20, 9), randn(9, seed=1), randn(9, seed=2)
+    options = RICH | {"synapse": 0.5}
+    each = run_lif(backend, x, v, i=i, **options)[-1]
+    for k in range(3):
+        inputs = [t.clone().requires_grad_(k == at) for at, t in enumerate((x, v, i))]
+        outputs = lif(*inputs[:2], i=inputs[2], **options)
+        cotangents = [randn(*o.shape, seed=7 + at) for at, o in enumerate(outputs)]
         torch.autograd.backward(outputs, cotangents)
-        assert_same_bits(inputs[k].grad, both[k])
-        assert inputs[1 - k].grad is None
+        assert_same_bits(inputs[k].grad, each[k])
+        assert [t.grad is None for t in inputs] == [at != k for at in range(3)]
 
 
 def test_no_graph_without_need() -> None:
@@ -695,7 +808,7 @@ def test_a_thousand_steps(backend: str) -> None:
     x, v = randn(1000, 33, dtype=torch.float64), randn(33, seed=1, dtype=torch.float64)
     spikes, last, gradients = run_lif(backend, x, v, **RICH)
     x, v = x.requires_grad_(), v.requires_grad_()
-    expected = reference.lif(x, v, None, None, neuron(steps=1000, dtype=torch.float64, **RICH))[:2]
+    expected = reference.lif(x, v, None, None, None, neuron(steps=1000, dtype=torch.float64, **RICH))[:2]
     assert_same_bits(spikes, expected[0])
     assert_same_bits(last, expected[1])
     cotangents = [randn(*o.shape, seed=7 + i, dtype=torch.float64) for i, o in enumerate(expected)]
@@ -723,10 +836,28 @@ def test_a_cut_sequence_is_the_whole_one(backend: str, cuts: tuple[int, ...], dt
         assert_same_bits(actual, expected)
 
 
+@pytest.mark.parametrize("cuts", [(1,), (16, 32), (15, 17, 39)], ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+@on_both
+def test_a_cut_sequence_with_a_synapse_is_the_whole_one(backend: str, reset: str, cuts: tuple[int, ...]) -> None:
+    x, v, i = randn(40, 101), randn(101, seed=1), randn(101, seed=2)
+    options = RICH | {"reset": reset, "synapse": 0.5, "v_min": -0.1}
+    *whole, gradients = run_lif(backend, x, v, i=i, **options)
+    leaves = [t.clone().requires_grad_() for t in (x, v, i)]
+    pieces, (v, i) = [], leaves[1:]
+    for piece in leaves[0].tensor_split(cuts):
+        spikes, v, i = lif(piece, v, i=i, **options)
+        pieces.append(spikes)
+    outputs = (torch.cat(pieces), v, i)
+    assert_all_same_bits(outputs, whole)
+    cotangents = [randn(*o.shape, seed=7 + k) for k, o in enumerate(outputs)]
+    assert_gradients(torch.autograd.grad(outputs, leaves, cotangents), gradients)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("steps", [16, 64])
 def test_saved_bytes(steps: int, dtype: torch.dtype) -> None:
-    """x, and the potential of every 16th step: nothing per step beyond x."""
+    """x, and the potential (with a synapse the current too) of every 16th step: nothing per step beyond x."""
 
     def saved(call: Callable[[], object]) -> int:
         total = 0
@@ -746,10 +877,14 @@ def test_saved_bytes(steps: int, dtype: torch.dtype) -> None:
     assert saved(lambda: lif(x, **OPTIONS)) == x.nbytes + potentials
     assert saved(lambda: lif(x, readout="rate", **OPTIONS)) == x.nbytes + potentials
     assert saved(lambda: lif(x, record="membrane", **OPTIONS)) == x.nbytes + potentials
+    assert (
+        saved(lambda: lif(x, synapse=0.5, v_min=-1.0, several=True, reset="soft", **OPTIONS))
+        == x.nbytes + 2 * potentials
+    )
     weights = torch.ones(steps, dtype=torch.float64)
     assert saved(lambda: lif(x, readout=weights, **OPTIONS)) == x.nbytes + potentials + weights.nbytes
     learnt = OPTIONS | {"decay": torch.tensor([0.5]).requires_grad_()}
-    assert saved(lambda: lif(x, record="membrane", **learnt)) == x.nbytes + potentials + 5 * 4
+    assert saved(lambda: lif(x, record="membrane", **learnt)) == x.nbytes + potentials + 6 * 4
     row = x[0].detach().requires_grad_()
     assert saved(lambda: lif(row, steps=steps, **OPTIONS)) == row.nbytes + potentials
 
@@ -862,6 +997,17 @@ def test_channels_last_stays(
 
 
 @on_both
+def test_any_layout_of_a_synaptic_current(backend: str) -> None:
+    x, i, options = randn(20, 2, 3, 4, 5), randn(2, 3, 4, 5, seed=1), RICH | {"synapse": 0.5}
+    expected = flat(run_lif(backend, x, i=i, **options))
+    for layout in (lambda t: t, channels_last):
+        for current in (channels_last(i, 1), torch.stack([i, i], -1)[..., 0]):
+            actual = run_lif(backend, layout(x), i=current, **options)
+            assert_all_same_bits(flat(actual), expected)
+            assert actual[2].stride() == actual[1].stride() == actual[3][1].stride() == layout(x)[0].stride()
+
+
+@on_both
 @pytest.mark.parametrize("shape", [(3, 0), (40, 0), (3, 0, 2, 4, 4), (3, 2, 0), (3, 2, 4, 0), (3, 2, 4, 0, 5)], ids=str)
 def test_empty(backend: str, shape: tuple[int, ...]) -> None:
     for options in ({}, {"readout": "rate"}, {"readout": [0.5] * shape[0]}):
@@ -869,7 +1015,10 @@ def test_empty(backend: str, shape: tuple[int, ...]) -> None:
         assert spikes.shape == (shape if not options else shape[1:])
         assert last.shape == dv.shape == shape[1:]
         assert dx.shape == shape
-    learnt = parameters(shape[2] if len(shape) > 2 else 1) | {"gain": torch.ones(1), "readout": torch.ones(shape[0])}
+    learnt = parameters(shape[2] if len(shape) > 2 else 1, synapse=True) | {
+        "gain": torch.ones(1),
+        "readout": torch.ones(shape[0]),
+    }
     *_, gradients = run_lif(backend, torch.zeros(shape), None, **learnt, record="membrane")
     assert [g.tolist() for g in gradients[1:]] == [[0.0] * value.numel() for value in learnt.values()]
     x = torch.zeros(shape[1:]).requires_grad_()
@@ -898,6 +1047,7 @@ def test_deterministic_for_any_thread_count(dtype: torch.dtype, layout: str) -> 
     assert x.numel() > 2 * SERIAL_BELOW
     options = parameters(33, dtype=torch.float64) | {"decay": torch.tensor([0.9], dtype=torch.bfloat16)}
     options |= {"readout": randn(17, seed=2), "record": "membrane", "reset": "delayed"}
+    options |= {"synapse": torch.tensor([0.4], dtype=torch.float64), "v_min": -0.1} if layout == "channels-last" else {}
     results = []
     for count in (1, 1, 2, 2, 3):
         torch.set_num_threads(count)
@@ -968,6 +1118,10 @@ RAW = {
     "constant": {"shape": (6,), "constant": True},
     "channels-last": {"shape": (20, 2, 3, 4, 4), "channels_last": True},
     "empty": {"shape": (20, 0)},
+    "synapse": {"synapse": 0.5, "record": True},
+    "synapse-parameters": {"shape": (20, 2, 3), "synapse": 0.5, "parameters": 3, "dtype": torch.bfloat16},
+    "several": {"several": True, "reset": "soft", "v_min": -0.1},
+    "at-once": {"reset": "at_once", "readout": "rate"},
     "record": {"record": True, "reset": "none"},
     "record-rate": {"record": True, "readout": "rate", "reset": "delayed", "dtype": torch.bfloat16},
     "parameters": {"shape": (20, 2, 3), "parameters": 3, "reset": "delayed"},
@@ -989,17 +1143,26 @@ def test_opcheck(case: str) -> None:
     state = reference.state_dtype(x.dtype)
     v = randn(*inner, seed=1, dtype=state) if c.get("state", True) else None
     weights = torch.linspace(0, 1, 20, dtype=torch.float64) if c.get("readout") == "weights" else None
-    learnt = torch.stack(list(parameters(c["parameters"], dtype=state).values())) if "parameters" in c else None
+    i = randn(*inner, seed=2, dtype=state) if c.get("synapse") is not None else None
+    learnt = parameters(c["parameters"], dtype=state, synapse=True) if "parameters" in c else None
+    learnt = None if learnt is None else torch.stack(list(learnt.values()))
     learnt = learnt[reference.AFFINE] if c.get("affine") else learnt
     steps = 20 if c["constant"] else len(x)
     options = {"constant": c["constant"], "reset": c["reset"], "readout": c.get("readout"), "steps": steps}
+    options |= {key: c[key] for key in ("synapse", "several", "v_min") if key in c}
     p = neuron(**options, record=c.get("record", False), dtype=c.get("out", x.dtype), **RICH)
-    torch.library.opcheck(ops.lif_fwd, (x, v, learnt, weights, True, *p))
-    out, last, m, saved = ops.lif_fwd(x, v, learnt, weights, True, *p)
-    cotangents = (out if p.dtype.is_floating_point else None, last if v is not None else None, m if p.record else None)
+    torch.library.opcheck(ops.lif_fwd, (x, v, i, learnt, weights, True, *p))
+    out, last, current, m, saved = ops.lif_fwd(x, v, i, learnt, weights, True, *p)
+    cotangents = (
+        out if p.dtype.is_floating_point else None,
+        last if v is not None else None,
+        current if p.synaptic else None,
+        m if p.record else None,
+    )
     bits = 0 if learnt is None else 2 ** len(learnt) - 1
-    for wanted in ((True, v is not None, weights is not None, bits), (False, False, weights is not None, bits)):
-        arguments = (x, v, learnt, weights, saved, *cotangents, None, *wanted, *p)
+    weighted = weights is not None
+    for wanted in ((True, v is not None, i is not None, weighted, bits), (False, False, False, weighted, bits)):
+        arguments = (x, v, i, learnt, weights, saved, *cotangents, None, *wanted, *p)
         torch.library.opcheck(ops.lif_bwd, arguments)
 
 
@@ -1034,8 +1197,15 @@ def test_compile_with_tensors(kind: str, readout: str | None) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"readout": "rate"}, {"reset": "soft", "surrogate": Rectangular(width=0.5), "detach_reset": True}],
-    ids=["plain", "rate", "soft-detached"],
+    [
+        {},
+        {"readout": "rate"},
+        {"reset": "soft", "surrogate": Rectangular(width=0.5), "detach_reset": True},
+        {"synapse": 0.5, "i": randn(6, 5, seed=2), "v_min": -0.1},
+        {"synapse": torch.tensor([0.5]), "reset": "at_once"},
+        {"several": True, "reset": "soft"},
+    ],
+    ids=["plain", "rate", "soft-detached", "synapse-v_min", "synapse-at_once", "several"],
 )
 def test_compile(options: dict) -> None:
     torch._dynamo.reset()
@@ -1123,6 +1293,25 @@ def test_vmap(backend: str, in_dims: tuple, readout: str | None) -> None:
 
 
 @on_both
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 1), (0, 0)], ids=str)
+def test_vmap_with_a_synapse(backend: str, in_dims: tuple) -> None:
+    """Over x and i, outputs and gradients of both."""
+    x, i, options = randn(3, 20, 4, 5), randn(3, 4, 5, seed=1), RICH | {"synapse": 0.5}
+    given = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip((x, i), in_dims, strict=True)]
+
+    def loss(x: Tensor, i: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        outputs = lif(x, i=i, **options)
+        return sum(o.square().sum() for o in outputs), outputs
+
+    gradients, outputs = torch.vmap(torch.func.grad(loss, argnums=(0, 1), has_aux=True), in_dims=in_dims)(*given)
+    for k in range(3):
+        each = [t[0 if dim is None else k].clone().requires_grad_() for t, dim in zip((x, i), in_dims, strict=True)]
+        total, expected = loss(*each)
+        assert_all_same_bits([o[k] for o in outputs], [o.detach() for o in expected])
+        assert_gradients([g[k] for g in gradients], torch.autograd.grad(total, each))
+
+
+@on_both
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
 @pytest.mark.parametrize("constant", ["sequence", "constant"])
 def test_vmap_of_grad(backend: str, constant: str, in_dims: tuple) -> None:
@@ -1167,7 +1356,7 @@ def test_vjp_and_jacobian(backend: str) -> None:
 @pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
 def test_vmap_over_parameters(backend: str, argument: str) -> None:
     x = randn(20, 4, 3)
-    options = RICH | parameters(3) | {"readout": randn(20, seed=1), "record": "membrane"}
+    options = RICH | parameters(3, synapse=True) | {"readout": randn(20, seed=1), "record": "membrane"}
     many = torch.stack([options[argument] * factor for factor in (0.5, 1.0, 1.1)])
     together = torch.vmap(lambda value: lif(x, **(options | {argument: value})))(many)
     for k in range(3):
@@ -1197,7 +1386,7 @@ def test_gradients_per_sample(backend: str, arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("argument", ["v", *PARAMETERS, "readout"])
 def test_jacobian_of_every_argument(backend: str, argument: str) -> None:
     x = randn(6, 2, 3, dtype=torch.float64)
-    options = parameters(3, dtype=torch.float64) | {"v": randn(2, 3, seed=1, dtype=torch.float64)}
+    options = parameters(3, dtype=torch.float64, synapse=True) | {"v": randn(2, 3, seed=1, dtype=torch.float64)}
     options |= {"readout": randn(6, seed=2, dtype=torch.float64)}
 
     def outputs(value: Tensor) -> tuple[Tensor, ...]:
@@ -1264,7 +1453,36 @@ BAD = {
     "v-dtype": (TypeError, "v: got dtype torch.float64", {"v": torch.zeros(3, dtype=torch.float64)}),
     "v-half": (TypeError, "v: got dtype torch.bfloat16", {"x": X.bfloat16(), "v": torch.zeros(3).bfloat16()}),
     "v-device": (ValueError, "v: got device meta, accepted is cpu", {"v": torch.zeros(3, device="meta")}),
-    "reset-unknown": (ValueError, "reset: got 'zero', accepted are hard, soft, none, delayed", {"reset": "zero"}),
+    "i-without-synapse": (ValueError, "i: got a tensor, accepted is None where synapse is None", {"i": torch.zeros(3)}),
+    "i-shape": (ValueError, "i: got shape (4,), accepted is (3,)", {"synapse": 0.5, "i": torch.zeros(4)}),
+    "i-dtype": (TypeError, "i: got dtype torch.float64", {"synapse": 0.5, "i": torch.zeros(3, dtype=torch.float64)}),
+    "i-list": (TypeError, "i: got list", {"synapse": 0.5, "i": [0.0] * 3}),
+    "v_min-infinite": (ValueError, "v_min: got -inf", {"v_min": -float("inf")}),
+    "v_min-nan": (ValueError, "v_min: got nan", {"v_min": float("nan")}),
+    "v_min-word": (ValueError, "v_min: got low", {"v_min": "low"}),
+    "several-delayed": (
+        ValueError,
+        "reset: got 'delayed', accepted with several",
+        {"several": True, "reset": "delayed"},
+    ),
+    "several-at-once": (
+        ValueError,
+        "reset: got 'at_once', accepted with several",
+        {"several": True, "reset": "at_once"},
+    ),
+    "several-hard": (ValueError, "detach_reset: got False, accepted with several", {"several": True}),
+    "several-strict": (ValueError, "strict: got True", {"several": True, "reset": "soft", "strict": True}),
+    "several-smooth": (
+        ValueError,
+        "surrogate: got a smooth one",
+        {"several": True, "reset": "soft", "surrogate": Sigmoid(smooth=True)},
+    ),
+    "several-uint8": (ValueError, "dtype: got torch.uint8", {"several": True, "reset": "soft", "dtype": torch.uint8}),
+    "reset-unknown": (
+        ValueError,
+        "reset: got 'zero', accepted are hard, soft, none, delayed, at_once",
+        {"reset": "zero"},
+    ),
     "reset-None": (ValueError, "reset: got None", {"reset": None}),
     "reset-list": (ValueError, "reset: got ['hard']", {"reset": ["hard"]}),
     "surrogate-class": (TypeError, "surrogate: got <class", {"surrogate": Sigmoid}),
@@ -1315,7 +1533,8 @@ def test_bad_parameters(argument: str) -> None:
         one_line(lambda: lif(x, **(OPTIONS | {argument: value})), error, f"{argument}: got {what}")
 
     for value in (float("nan"), float("inf"), None, "0.5", True, 1j, [0.5], 10**400):
-        refuses(value, ValueError, "")
+        if value is not None or argument != "synapse":  # None: no synapse
+            refuses(value, ValueError, "")
     for shape in ((0,), (2,), (4,), (3, 1), (1, 1)):
         refuses(torch.ones(shape), ValueError, f"shape {shape}, accepted are a number, (1,) or (3,)")
     refuses(torch.ones(3), ValueError, "shape (3,), accepted are a number, (1,)", x[:, :, 0, 0])  # (T, N): no channels
@@ -1344,4 +1563,4 @@ def test_accepted_forms() -> None:
 def test_raw_op_refuses_an_unknown_surrogate() -> None:
     p = neuron(steps=3, **OPTIONS)._replace(surrogate=99)
     with pytest.raises(ValueError, match="surrogate: got the id 99"):
-        ops.lif_fwd(torch.zeros(3, 2), None, None, None, False, *p)
+        ops.lif_fwd(torch.zeros(3, 2), None, None, None, None, False, *p)

@@ -17,19 +17,19 @@ from kernel_helpers import (
     channels_last,
     flat,
     name,
+    near_threshold,
     neuron,
     parameters,
     randn,
     run_lif,
 )
-from test_lif import near_threshold
 from torch import Tensor
 from triton_helpers import interpreted  # noqa: F401 - a fixture
 
 from esvae_kernels import lif, use_backend
 from esvae_kernels.ops.lif import reference
 from esvae_kernels.ops.lif.reference import PARAMETERS, RESETS
-from esvae_kernels.surrogate import Surrogate
+from esvae_kernels.surrogate import Sigmoid, Surrogate
 
 RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
 ops = torch.ops.esvae_kernels
@@ -44,14 +44,16 @@ ROWS = (
 pytestmark = pytest.mark.usefixtures("poisoned", "interpreted")
 
 
-def check(x: Tensor, v: Tensor | None = None, **options) -> None:
-    """Outputs equal in every bit, gradients within their tolerance."""
+def check(x: Tensor, v: Tensor | None = None, i: Tensor | None = None, **options) -> None:
+    """Outputs equal in every bit, gradients within their tolerance; of smooth spikes outputs within that too, as exp,
+    atan and erf differ in the last place between numpy and torch."""
     state = reference.state_dtype(x.dtype)
-    v = None if v is None else v.to(state)
-    *outputs, gradients = run_lif("reference", x, v, **options)
-    *actual, found = run_lif("triton", x, v, **options)
-    own = 1 if v is None else 2
-    assert_all_same_bits(actual, outputs)
+    v, i = (None if t is None else t.to(state) for t in (v, i))
+    *outputs, gradients = run_lif("reference", x, v, i=i, **options)
+    *actual, found = run_lif("triton", x, v, i=i, **options)
+    own = 1 + (v is not None) + (i is not None)
+    smooth = "surrogate" in options and options["surrogate"].smooth
+    (assert_gradients if smooth else assert_all_same_bits)(actual, outputs)
     assert_gradients(found[:own], gradients[:own])
     assert_sums(found[own:], gradients[own:], x.numel() * (options.get("steps") or 1), state)
 
@@ -97,24 +99,63 @@ GRID = pairwise(
 
 def learnt_of(kind: str, channels: int) -> dict[str, Tensor]:
     """Those of the parameters that are tensors."""
-    names = {"": (), "one": PARAMETERS, "gain-rest": PARAMETERS[1:3], "some": PARAMETERS[::3], "all": PARAMETERS}[kind]
-    return {k: parameters(1 if kind == "one" else channels)[k] for k in names}
+    own = PARAMETERS[:-1]
+    names = {"": (), "one": own, "gain-rest": own[1:3], "some": own[::3], "all": own, "synapse": PARAMETERS}[kind]
+    return {k: parameters(1 if kind == "one" else channels, synapse=True)[k] for k in names}
 
 
-@pytest.mark.parametrize("case", GRID, ids=[str(k) for k in range(len(GRID))])
-def test_equals_the_reference(case: dict, request: pytest.FixtureRequest) -> None:
+def check_case(case: dict, index: int) -> None:
     case = dict(case)
-    index = GRID.index(case)
     steps, row, dtype, constant = (case.pop(k) for k in ("steps", "row", "dtype", "constant"))
     x = randn(*row, seed=index, dtype=dtype) if constant else randn(steps, *row, seed=index, dtype=dtype)
     if case.pop("last") and len(row) > 2:
         x = channels_last(x, 1 if constant else 2)
-    v = randn(*row, seed=index + 1) if case.pop("v") else None
+    v, i = (randn(*row, seed=index + 1 + k) if case.pop(name, False) else None for k, name in enumerate("vi"))
     if case["readout"] == "weights":
         case["readout"] = randn(steps, seed=3)
     channels = row[1] if len(row) > 1 else 1
-    options = RICH | {"decay": (0.25, 0.3, 0.9)[index % 3]} | learnt_of(case.pop("learnt"), channels) | case
-    check(x, v, steps=steps if constant else None, **options)
+    options = RICH | {"decay": (0.25, 0.3, 0.9)[index % 3]} | case | learnt_of(case.pop("learnt"), channels)
+    del options["learnt"]
+    check(x, v, i, steps=steps if constant else None, **options)
+
+
+@pytest.mark.parametrize("case", GRID, ids=[str(k) for k in range(len(GRID))])
+def test_equals_the_reference(case: dict) -> None:
+    check_case(case, GRID.index(case))
+
+
+SPIKING = [{"reset": reset} for reset in RESETS]
+SPIKING += [{"reset": reset, "several": True, "detach_reset": reset == "hard"} for reset in RESETS[:3]]
+EXTENDED = pairwise(
+    spiking=SPIKING,
+    v_min=(None, -0.2, 0.6),  # 0.6: above the threshold
+    synapse=({"synapse": 0.6, "i": True}, {"synapse": 0.6, "i": False}, {}),
+    steps=(3, 9, 17),
+    dtype=(torch.float32, torch.float64, torch.bfloat16),
+    row=ROWS[1:4],
+    readout=(None, "rate", "weights"),
+    record=(None, "membrane"),
+    constant=(False, True),
+    v=(False, True),
+    learnt=("", "gain-rest", "all"),
+    last=(False, True),
+)
+
+
+@pytest.mark.parametrize("case", EXTENDED, ids=[str(k) for k in range(len(EXTENDED))])
+def test_synapse_counts_and_floor_equal_the_reference(case: dict) -> None:
+    case, index = dict(case), EXTENDED.index(case)
+    synapse = case.pop("synapse")
+    if synapse and case["learnt"] == "all":
+        case["learnt"] = "synapse"
+    check_case(case | case.pop("spiking") | synapse, index)
+
+
+@pytest.mark.parametrize("reset", RESETS)
+def test_smooth_spikes_above_a_floor(reset: str) -> None:
+    """Where the floor is so high that the spike at v is not that at m."""
+    x, v = randn(5, 40, dtype=torch.float64), randn(40, seed=1, dtype=torch.float64)
+    check(x, v, **(RICH | parameters(1) | {"reset": reset, "v_min": 0.5, "surrogate": Sigmoid(3.0, smooth=True)}))
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -128,18 +169,10 @@ def test_one_unit_in_the_last_place_of_the_threshold(decay: float, dtype: torch.
 
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
 def test_surrogates(surrogate: Surrogate) -> None:
-    """Smooth spikes are no comparison: exp, atan and erf differ in the last place between numpy and torch."""
     for dtype, reset in ((torch.float64, "hard"), (torch.float32, "delayed"), (torch.float64, "soft")):
         x, v = randn(5, 40, dtype=dtype) / 2, randn(40, seed=1, dtype=dtype) / 2
         options = RICH | {"surrogate": surrogate, "reset": reset, "threshold": torch.tensor([0.4], dtype=dtype)}
-        *outputs, gradients = run_lif("reference", x, v, **options)
-        *actual, found = run_lif("triton", x, v, **options)
-        if surrogate.smooth:
-            assert_gradients(actual, outputs)
-        else:
-            assert_all_same_bits(actual, outputs)
-        assert_gradients(found[:2], gradients[:2])
-        assert_sums(found[2:], gradients[2:], x.numel(), dtype)
+        check(x, v, **options)
 
 
 @pytest.mark.parametrize("out", [*DTYPES.values(), torch.uint8], ids=[*DTYPES, "u8"])
@@ -171,34 +204,39 @@ def test_parameters_per_channel(case: str, layout: str) -> None:
     for index, dtype in enumerate((torch.float32, torch.bfloat16)):
         x, v = randn(*shape, seed=index, dtype=dtype), randn(*shape[1:], seed=9)
         x = channels_last(x) if layout == "channels-last" else x
-        learnt = parameters(shape[2])
+        learnt = parameters(shape[2], synapse=True)
         learnt = learnt if index else {k: learnt[k] for k in ("gain", "rest")}
         check(x, v, reset=RESETS[index], **(RICH | learnt))
 
 
-def test_the_center_of_the_current() -> None:
+@pytest.mark.parametrize("names", [("gain", "rest"), PARAMETERS], ids=["affine", "all"])
+def test_the_center_of_the_current(names: tuple[str, ...]) -> None:
     """The gradient of the gain is that of gain * (x - center)."""
     x, center = randn(18, 3, 4, 6), randn(4, seed=5)
     options = neuron(steps=18, **RICH)
-    affine = torch.stack([parameters(4)[k] for k in ("gain", "rest")])
+    values = torch.stack([parameters(4, synapse=True)[k] for k in names])
     saved, dout = randn(1, 3, 4, 6, seed=2), randn(18, 3, 4, 6, seed=3)
     with use_backend("reference"):
-        saved = ops.lif_fwd(x[:16], None, affine, None, False, *options._replace(steps=16))[1][None]
-    arguments = (x, None, affine, None, saved, dout, None, None, center, True, False, False, 3, *options)
+        saved = ops.lif_fwd(x[:16], None, None, values, None, False, *options._replace(steps=16))[1][None]
+    wanted = reference.Wanted(x=True, v=False, i=False, weights=False, parameters=(1 << len(names)) - 1)
+    arguments = (x, None, None, values, None, saved, dout, None, None, None, center, *wanted, *options)
     results = []
     for backend in ("triton", "reference"):
         with use_backend(backend):
             results.append(ops.lif_bwd(*arguments))
     assert_gradients(results[0][:1], results[1][:1])
-    assert_sums(results[0][2:3], results[1][2:3], x.numel(), torch.float32)
+    assert_sums(results[0][3:4], results[1][3:4], x.numel(), torch.float32)
 
 
 @pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
 def test_gradient_of_one_parameter_alone(argument: str) -> None:
     steps = 5
-    values = parameters(3) | {"readout": randn(steps, seed=3)}
+    values = parameters(3, synapse=True) | {"readout": randn(steps, seed=3)}
     for reset in RESETS:
         check(randn(steps, 4, 3, 2), **(RICH | {"reset": reset, argument: values[argument]}))
+    if argument in ("gain", "synapse"):  # sums over the filtered current
+        options = RICH | {"synapse": 0.6, argument: values[argument]}
+        check(randn(33, 4, 3, 2), None, randn(4, 3, 2, seed=2), **options)
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -206,8 +244,10 @@ def test_infinities_and_nan(reset: str) -> None:
     special = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0, 3e38, -3e38, 1e-45])
     x, v = randn(6, 28), randn(28, seed=1)
     x[1, ::4], v[:7] = special, special
-    for strict in (False, True):
-        options = RICH | {"reset": reset, "strict": strict, "record": "membrane"}
+    more = [{}, {"strict": True}, {"synapse": 0.5, "v_min": -0.2}]
+    more += [{"several": True, "detach_reset": True}] if reset in RESETS[:3] else []
+    for extra in more:
+        options = RICH | {"reset": reset, "record": "membrane"} | extra
         results = []
         for backend in ("triton", "reference"):
             with use_backend(backend):

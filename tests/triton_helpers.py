@@ -77,6 +77,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(tiles, "launch", _launch)
     monkeypatch.setattr(libdevice, "atan", _elementwise(np.arctan))
+    monkeypatch.setattr(libdevice, "trunc", _elementwise(np.trunc))
     monkeypatch.setattr(libdevice, "fast_dividef", _elementwise(np.divide))
     monkeypatch.setattr(InterpreterBuilder, "create_splat", _splat)
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", _cast(InterpreterBuilder.cast_impl))

@@ -16,17 +16,17 @@ namespace {
 // The parameters of a piece's neurons: pointers to one value each, or to one per neuron (gain and rest, or all).
 template <class R>
 struct Neurons {
-  const R *decay, *gain, *rest, *threshold, *v_reset;
+  const R *decay, *gain, *rest, *threshold, *v_reset, *synapse;
   PerChannel per_neuron;
   Reset reset;
-  bool strict, detach;
+  bool detach;
   SurrogateShape shape;
   R center;
 
   Neurons from(int64_t i) const {
     Neurons p = *this;
     const int64_t affine = per_neuron == PerChannel::none ? 0 : i, all = per_neuron == PerChannel::all ? i : 0;
-    p.decay += all, p.gain += affine, p.rest += affine, p.threshold += all, p.v_reset += all;
+    p.decay += all, p.gain += affine, p.rest += affine, p.threshold += all, p.v_reset += all, p.synapse += all;
     return p;
   }
 };
@@ -47,40 +47,50 @@ enum Emit : int { kSpikes = 1, kMembranes = 2, kBoth = 3 };
 template <class R>
 using StepRow = void (*)(const Neurons<R>&, const R* x, R* v, R* s, R* m, int64_t n);
 
-template <Reset reset, bool strict, PerChannel per, int emit, class R>
+template <Reset reset, Fire how, PerChannel per, int emit, class R>
 void step(const Neurons<R>& p, const R* x, R* v, R* s, R* m, int64_t n) {
   const Parameter<R, per != PerChannel::none> gain(p.gain), rest(p.rest);
   const Parameter<R, per == PerChannel::all> decay(p.decay), threshold(p.threshold), v_reset(p.v_reset);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const R earlier = reset == Reset::delayed ? lif_fire(strict, threshold[i], v[i]) : R(0);
+    const R earlier = lif_looks_back(reset) ? lif_fire(how, threshold[i], v[i]) : R(0);
     const R membrane = lif_membrane(reset, decay[i], gain[i], rest[i], threshold[i], v[i], x[i], earlier);
-    const R spike = lif_fire(strict, threshold[i], membrane);
-    v[i] = lif_reset(reset, threshold[i], v_reset[i], membrane, spike);
+    const R spike = lif_fire(how, threshold[i], membrane);
+    const R in_reset = lif_spike_in_reset(reset, how == Fire::several, spike);
+    v[i] = lif_reset(reset, threshold[i], v_reset[i], membrane, in_reset, earlier);
     if (emit & kSpikes) s[i] = spike;
     if (emit & kMembranes) m[i] = membrane;
   }
 }
 
-template <Reset reset, bool strict, PerChannel per, class R>
+template <Reset reset, Fire how, PerChannel per, class R>
 StepRow<R> step_of(int emit) {
-  return emit == kSpikes      ? step<reset, strict, per, kSpikes, R>
-         : emit == kMembranes ? step<reset, strict, per, kMembranes, R>
-                              : step<reset, strict, per, kBoth, R>;
+  if constexpr (how != Fire::several && reset != Reset::at_once) {  // the rarer ones are compiled once
+    if (emit == kSpikes) return step<reset, how, per, kSpikes, R>;
+    if (emit == kMembranes) return step<reset, how, per, kMembranes, R>;
+  }
+  return step<reset, how, per, kBoth, R>;
 }
-template <Reset reset, bool strict, class R>
+template <Reset reset, Fire how, class R>
 StepRow<R> step_of(PerChannel per, int emit) {
-  return per == PerChannel::none     ? step_of<reset, strict, PerChannel::none, R>(emit)
-         : per == PerChannel::affine ? step_of<reset, strict, PerChannel::affine, R>(emit)
-                                     : step_of<reset, strict, PerChannel::all, R>(emit);
+  return per == PerChannel::none     ? step_of<reset, how, PerChannel::none, R>(emit)
+         : per == PerChannel::affine ? step_of<reset, how, PerChannel::affine, R>(emit)
+                                     : step_of<reset, how, PerChannel::all, R>(emit);
 }
-template <bool strict, class R>
-StepRow<R> step_of(Reset reset, PerChannel per, int emit) {
+template <Reset reset, class R>
+StepRow<R> step_of(Fire how, PerChannel per, int emit) {
+  if constexpr (!lif_looks_back(reset))
+    if (how == Fire::several) return step_of<reset, Fire::several, R>(per, emit);
+  return how == Fire::above ? step_of<reset, Fire::above, R>(per, emit) : step_of<reset, Fire::at, R>(per, emit);
+}
+template <class R>
+StepRow<R> step_of(Reset reset, Fire how, PerChannel per, int emit) {
   switch (reset) {
-    case Reset::hard: return step_of<Reset::hard, strict, R>(per, emit);
-    case Reset::soft: return step_of<Reset::soft, strict, R>(per, emit);
-    case Reset::none: return step_of<Reset::none, strict, R>(per, emit);
-    case Reset::delayed: return step_of<Reset::delayed, strict, R>(per, emit);
+    case Reset::hard: return step_of<Reset::hard, R>(how, per, emit);
+    case Reset::soft: return step_of<Reset::soft, R>(how, per, emit);
+    case Reset::none: return step_of<Reset::none, R>(how, per, emit);
+    case Reset::delayed: return step_of<Reset::delayed, R>(how, per, emit);
+    case Reset::at_once: return step_of<Reset::at_once, R>(how, per, emit);
   }
   return nullptr;
 }
@@ -89,11 +99,11 @@ StepRow<R> step_of(Reset reset, PerChannel per, int emit) {
 template <class R>
 using MembraneRow = void (*)(const Neurons<R>&, const R* m, R* out, int64_t n);
 
-template <bool strict, bool per_neuron, class R>
+template <Fire how, bool per_neuron, class R>
 void fire(const Neurons<R>& p, const R* m, R* s, int64_t n) {
   const Parameter<R, per_neuron> threshold(p.threshold);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) s[i] = lif_fire(strict, threshold[i], m[i]);
+  for (int64_t i = 0; i < n; ++i) s[i] = lif_fire(how, threshold[i], m[i]);
 }
 
 template <class Surrogate, bool per_neuron, class R>
@@ -127,7 +137,7 @@ void adjoint(const Neurons<R>& p, const R* m, const R* s, const R* slope, const 
   const Parameter<R, per_neuron> decay(p.decay), threshold(p.threshold), v_reset(p.v_reset);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const R spike = spikes == Spikes::given ? s[i] : lif_fire(spikes == Spikes::above, threshold[i], m[i]);
+    const R spike = spikes == Spikes::given ? s[i] : lif_fire(spikes == Spikes::above ? Fire::above : Fire::at, threshold[i], m[i]);
     const R in_all = lif_spike_adjoint(reset, detach, threshold[i], v_reset[i], m[i], ds[i] * weight, dv[i],
                                        reset == Reset::delayed ? later[i] : R(0));
     const R through = lif_membrane_adjoint(reset, spike, in_all, slope[i], dv[i]);
@@ -154,6 +164,7 @@ template <bool per_neuron, class R>
 AdjointRow<R> adjoint_of(Reset reset, bool detach, bool record, Spikes spikes) {
   switch (reset) {
     case Reset::hard: return adjoint_of<Reset::hard, per_neuron, R>(detach, record, spikes);
+    case Reset::at_once:  // the same
     case Reset::soft: return adjoint_of<Reset::soft, per_neuron, R>(detach, record, spikes);
     case Reset::none: return adjoint_of<Reset::none, per_neuron, R>(detach, record, spikes);
     case Reset::delayed: return adjoint_of<Reset::delayed, per_neuron, R>(detach, record, spikes);
@@ -169,27 +180,65 @@ void scale(const R* gain, const R* dm, R* dx, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dx[i] = g[i] * dm[i];
 }
 
+// c = c_t from x_t and i = i_{t-1}, which becomes i_t.
+template <bool per_neuron, class R>
+void current(const Neurons<R>& p, const R* x, R* i, R* c, int64_t n) {
+  const Parameter<R, per_neuron> synapse(p.synapse);
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    c[j] = lif_current(i[j], x[j]);
+    i[j] = synapse[j] * c[j];
+  }
+}
+
+// di = dL/di_t becomes dL/di_{t-1}, and that is dL/dx_t too.
+template <bool per_neuron, class R>
+void current_adjoint(const Neurons<R>& p, const R* dm, R* di, int64_t n) {
+  const bool affine = p.per_neuron != PerChannel::none;
+  const Parameter<R, per_neuron> synapse(p.synapse);
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) di[j] = lif_current_adjoint(p.gain[j * affine], synapse[j], dm[j], di[j]);
+}
+
+// The potentials after a reset are lifted to v_min, and nothing flows back to those that were: of v, as they are then.
+template <class R>
+void lift(R v_min, R* v, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) v[i] = lif_below(v_min, v[i]) ? v_min : v[i];
+}
+template <class R>
+void lift_adjoint(R v_min, const R* v, R* dv, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) dv[i] = lif_below(v_min, v[i]) ? R(0) : dv[i];
+}
+
 template <class R>
 struct RowFunctions {
   MembraneRow<R> fire, slope;
   AdjointRow<R> adjoint;
   void (*scale)(const R* gain, const R* dm, R* dx, int64_t n);
+  void (*current)(const Neurons<R>&, const R* x, R* i, R* c, int64_t n);
+  void (*current_adjoint)(const Neurons<R>&, const R* dm, R* di, int64_t n);
   bool needs_spikes;  // the adjoint, or what else asks for them
 };
 
 template <bool per_neuron, class R>
 RowFunctions<R> row_functions(const Lif& a) {
   RowFunctions<R> f{};
-  f.fire = a.strict ? fire<true, per_neuron, R> : fire<false, per_neuron, R>;
+  const Fire how = lif_fire_of(a.strict, a.several);
+  f.fire = how == Fire::several ? fire<Fire::several, per_neuron, R>
+           : how == Fire::above ? fire<Fire::above, per_neuron, R>
+                                : fire<Fire::at, per_neuron, R>;
   with_surrogate<R>(static_cast<SurrogateId>(a.surrogate), {a.shape, a.scale}, [&](auto surrogate) {
     using S = decltype(surrogate);
     f.slope = slope<S, per_neuron, R>;
     if (a.smooth) f.fire = smooth<S, per_neuron, R>;
   });
-  f.needs_spikes = a.smooth || a.dweights || a.wanted & (kThreshold | kVReset);
+  f.needs_spikes = a.smooth || a.several || a.dweights || a.wanted & (kThreshold | kVReset);
   const Spikes spikes = f.needs_spikes ? Spikes::given : a.strict ? Spikes::above : Spikes::at;
   f.adjoint = adjoint_of<per_neuron, R>(static_cast<Reset>(a.reset), a.detach_reset, a.dmembrane, spikes);
   f.scale = a.per_channel == PerChannel::none ? scale<false, R> : scale<true, R>;
+  f.current = current<per_neuron, R>, f.current_adjoint = current_adjoint<per_neuron, R>;
   return f;
 }
 
@@ -208,6 +257,20 @@ void store_state(void* dst, int64_t offset, const R* src, int64_t n) {
   if (dst) memcpy(static_cast<R*>(dst) + offset, src, n * sizeof(R));
 }
 
+// One time step with smooth spikes, whatever the options: for leaky integrators and numerical differentiation.
+template <class R>
+void smooth_step(const RowFunctions<R>& rows, const Neurons<R>& p, const R* x, R* v, R* s, R* m, int64_t n) {
+  const bool all = p.per_neuron == PerChannel::all, affine = p.per_neuron != PerChannel::none;
+  R earlier[kPiece];
+  rows.fire(p, v, earlier, n);
+  for (int64_t i = 0; i < n; ++i)
+    m[i] = lif_membrane(p.reset, p.decay[i * all], p.gain[i * affine], p.rest[i * affine], p.threshold[i * all], v[i],
+                        x[i], earlier[i]);
+  rows.fire(p, m, s, n);
+  for (int64_t i = 0; i < n; ++i)
+    v[i] = lif_reset(p.reset, p.threshold[i * all], p.v_reset[i * all], m[i], s[i], earlier[i]);
+}
+
 // What a call's blocks share.
 template <class R>
 struct Plan {
@@ -215,17 +278,27 @@ struct Plan {
   Channels channels;
   RowIo<R> x_io, out_io;
   RowFunctions<R> rows;
-  int64_t block;
-  R readout_weight;  // of a rate
+  int64_t block, potentials;  // elements of the potentials in `saved`: behind them are the synaptic currents
+  bool lifts;
+  R v_min, readout_weight;  // of a rate
 
   explicit Plan(const Lif& call)
       : a(call), channels{call.channels, call.inner}, x_io(row_io<R>(call.x_dtype)), out_io(row_io<R>(call.out_dtype)),
         rows(call.per_channel == PerChannel::all ? row_functions<true, R>(call) : row_functions<false, R>(call)),
-        block(block_size<R>(call.size)), readout_weight(R(1) / static_cast<R>(call.steps)) {}
+        block(block_size<R>(call.size)), potentials((call.steps - 1) / kChunk * call.size), lifts(lif_lifts(call.v_min)),
+        v_min(static_cast<R>(call.v_min)), readout_weight(R(1) / static_cast<R>(call.steps)) {}
 
   StepRow<R> step(int emit) const {
-    const Reset reset = static_cast<Reset>(a.reset);
-    return a.strict ? step_of<true, R>(reset, a.per_channel, emit) : step_of<false, R>(reset, a.per_channel, emit);
+    return step_of<R>(static_cast<Reset>(a.reset), lif_fire_of(a.strict, a.several), a.per_channel, emit);
+  }
+  // One time step of a piece of neurons; with a synapse c becomes the current that enters the membrane in the place of x.
+  void advance(StepRow<R> step, const Neurons<R>& p, const R* x, R* v, R* i, R* c, R* s, R* m, int64_t n) const {
+    if (a.synaptic) rows.current(p, x, i, c, n);
+    if (a.smooth)
+      smooth_step(rows, p, a.synaptic ? c : x, v, s, m, n);
+    else
+      step(p, a.synaptic ? c : x, v, s, m, n);
+    if (lifts) lift(v_min, v, n);
   }
   R weight(int64_t t) const {
     return a.readout == Readout::weights ? static_cast<R>(a.weights[t]) : a.readout == Readout::rate ? readout_weight : R(1);
@@ -248,23 +321,10 @@ struct BlockParameters {
       if (spread) plan.channels.spread(static_cast<const R*>(a.parameters) + k * a.channels, begin, n, row[k]);
       values[k] = spread ? row[k] : number + k;
     }
-    return {values[0], values[1], values[2], values[3], values[4], a.per_channel, static_cast<Reset>(a.reset),
-            a.strict,  a.detach_reset, {a.shape, a.scale}, static_cast<R>(a.center)};
+    return {values[0], values[1], values[2], values[3], values[4], values[5], a.per_channel,
+            static_cast<Reset>(a.reset), a.detach_reset, {a.shape, a.scale}, static_cast<R>(a.center)};
   }
 };
-
-// One time step with smooth spikes, whatever the options: for leaky integrators and numerical differentiation.
-template <class R>
-void smooth_step(const RowFunctions<R>& rows, const Neurons<R>& p, const R* x, R* v, R* s, R* m, int64_t n) {
-  const bool all = p.per_neuron == PerChannel::all, affine = p.per_neuron != PerChannel::none;
-  R earlier[kPiece];
-  rows.fire(p, v, earlier, n);
-  for (int64_t i = 0; i < n; ++i)
-    m[i] = lif_membrane(p.reset, p.decay[i * all], p.gain[i * affine], p.rest[i * affine], p.threshold[i * all], v[i],
-                        x[i], earlier[i]);
-  rows.fire(p, m, s, n);
-  for (int64_t i = 0; i < n; ++i) v[i] = lif_reset(p.reset, p.threshold[i * all], p.v_reset[i * all], m[i], s[i]);
-}
 
 // ------------------------------------------------------------------------------------------------------- forward
 
@@ -272,26 +332,28 @@ template <class R>
 void forward(const Lif& a) {
   const Plan<R> plan(a);
   const StepRow<R> step = plan.step(a.membrane ? kBoth : kSpikes);
-  const auto store = a.smooth ? plan.out_io.store : plan.out_io.store_spikes;
+  const auto store = a.smooth || a.several ? plan.out_io.store : plan.out_io.store_spikes;
   const bool stream = a.readout == Readout::none && a.steps * a.size * plan.out_io.bytes >= kStreamBytes;
   const bool stream_membrane = a.steps * a.size * static_cast<int64_t>(sizeof(R)) >= kStreamBytes;
   parallel_blocks(a.size, plan.block, a.place.threads, [&](int64_t begin, int64_t n) {
     BlockParameters<R> parameters;
-    alignas(64) R v[kBlock<R>], sum[kBlock<R>], s[kPiece], m[kPiece], buffer[kPiece];
+    alignas(64) R v[kBlock<R>], current[kBlock<R>], sum[kBlock<R>], s[kPiece], m[kPiece], c[kPiece], buffer[kPiece];
     const Neurons<R> neurons = parameters(plan, begin, n);
     load_or_zero(v, a.v0, begin, n);
+    if (a.synaptic) load_or_zero(current, a.i0, begin, n);
     if (a.readout != Readout::none) memset(sum, 0, n * sizeof(R));
     for (int64_t t = 0; t < a.steps; ++t) {
-      if (t > 0 && t % kChunk == 0 && a.saved) store_state(a.saved, (t / kChunk - 1) * a.size + begin, v, n);
+      if (t > 0 && t % kChunk == 0) {
+        const int64_t at = (t / kChunk - 1) * a.size + begin;
+        store_state(a.saved, at, v, n);
+        if (a.synaptic) store_state(a.saved, plan.potentials + at, current, n);
+      }
       const R weight = a.readout == Readout::weights ? plan.weight(t) : R(1);
       for_pieces(n, [&](int64_t i, int64_t k) {
         const int64_t at = t * a.size + begin + i;
         if (t + kAhead < a.steps) plan.x_io.prefetch(a.x, (t + kAhead) * a.x_stride + begin + i, k);
         const R* x = plan.x_io.load(a.x, t * a.x_stride + begin + i, buffer, k);
-        if (a.smooth)
-          smooth_step(plan.rows, neurons.from(i), x, v + i, s, m, k);
-        else
-          step(neurons.from(i), x, v + i, s, m, k);
+        plan.advance(step, neurons.from(i), x, v + i, current + i, c, s, m, k);
         if (a.membrane) store_row(static_cast<R*>(a.membrane) + at, m, k, stream_membrane);
         if (a.readout == Readout::none)
           store(a.out, at, s, k, stream);
@@ -303,6 +365,7 @@ void forward(const Lif& a) {
       for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<R>(a.steps);
     if (a.readout != Readout::none) plan.out_io.store(a.out, begin, sum, n, false);
     store_state(a.v, begin, v, n);
+    store_state(a.i, begin, current, n);
     stream_fence(stream || stream_membrane);
   });
 }
@@ -333,24 +396,31 @@ struct ParameterGradients {
       for (int64_t i = 0; i < n; ++i) row[4][at + i] += dv[i] * s[i];
   }
 
-  // What goes through the membrane potential; v is that before the step. Gain and rest come together or not at all.
-  void add_membranes(const Lif& a, const Neurons<R>& p, const RowFunctions<R>& rows, const R* dm, const R* v, const R* x,
-                     const R* center, int64_t at, int64_t n) {
+  // What goes through the membrane potential; v is that before the step, c the current. Gain and rest come together or
+  // not at all.
+  void add_membranes(const Lif& a, const Neurons<R>& p, const RowFunctions<R>& rows, const R* dm, const R* v, const R* c,
+                     const R* center, const R* through_earlier, int64_t at, int64_t n) {
     if (a.wanted & kDecay)
       for (int64_t i = 0; i < n; ++i) row[0][at + i] += dm[i] * v[i];
     if (a.wanted & (kGain | kRest)) {
       R *gain = row[1] + at, *rest = row[2] + at;
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        gain[i] += dm[i] * (x[i] - center[i]);
+        gain[i] += dm[i] * (c[i] - center[i]);
         rest[i] += dm[i];
       }
     }
-    if (a.wanted & kThreshold && p.reset == Reset::delayed) {
+    if (a.wanted & kThreshold && lif_looks_back(p.reset)) {
       R earlier[kPiece];
       rows.fire(p, v, earlier, n);
-      for (int64_t i = 0; i < n; ++i) row[3][at + i] -= dm[i] * earlier[i];
+      for (int64_t i = 0; i < n; ++i) row[3][at + i] -= through_earlier[i] * earlier[i];
     }
+  }
+
+  // What goes through the synapse: di is that of i_t.
+  void add_currents(const Lif& a, const R* di, const R* c, int64_t at, int64_t n) {
+    if (a.wanted & kSynapse)
+      for (int64_t i = 0; i < n; ++i) row[5][at + i] += di[i] * c[i];
   }
 };
 
@@ -395,9 +465,12 @@ void backward(const Lif& a) {
   const StepRow<R> step = plan.step(kMembranes);
   const Sums sums(a, plan.block);
   const bool constant = a.x_stride == 0;
-  const bool delayed = a.reset == static_cast<int>(Reset::delayed);
-  const bool keep_v = a.wanted & kDecay || (delayed && a.wanted & kThreshold);
-  const bool needs_x = a.wanted & (kGain | kRest);
+  const Reset reset = static_cast<Reset>(a.reset);
+  const bool through_earlier = reset == Reset::delayed && !a.detach_reset;
+  const bool looks_back = lif_looks_back(reset);
+  const bool keep_v = a.wanted & kDecay || (looks_back && a.wanted & kThreshold) || plan.lifts;
+  const bool needs_x = a.wanted & (kGain | kRest) && !a.synaptic;
+  const bool keep_c = a.wanted & (kGain | kRest | kSynapse) && a.synaptic;
   const bool unit_gain = a.per_channel == PerChannel::none && a.numbers[1] == 1;
   const int64_t dout_stride = a.readout == Readout::none ? a.size : 0;
   const int64_t chunks = (a.steps + kChunk - 1) / kChunk;
@@ -405,13 +478,14 @@ void backward(const Lif& a) {
   parallel_blocks(a.size, plan.block, a.place.threads, [&](int64_t begin, int64_t n) {
     BlockParameters<R> parameters;
     ParameterGradients<R> gradients;
-    alignas(64) R m[kChunk][kBlock<R>], v_before[kChunk][kBlock<R>], v[kBlock<R>], dv[kBlock<R>], later[kBlock<R>],
-        dx_sum[kBlock<R>], center[kBlock<R>];
-    alignas(64) R s[kPiece], slope[kPiece], dm[kPiece], dx[kPiece], x_buffer[kPiece], buffer[kPiece], zero[kPiece];
+    alignas(64) R m[kChunk][kBlock<R>], v_before[kChunk][kBlock<R>], c[kChunk][kBlock<R>], v[kBlock<R>],
+        current[kBlock<R>], dv[kBlock<R>], di[kBlock<R>], later[kBlock<R>], dx_sum[kBlock<R>], center[kBlock<R>];
+    alignas(64) R s[kPiece], slope[kPiece], dm[kPiece], dv_after[kPiece], through[kPiece], dx[kPiece], x_buffer[kPiece], buffer[kPiece], zero[kPiece];
     const Neurons<R> neurons = parameters(plan, begin, n);
     memset(zero, 0, sizeof zero);
     gradients.clear(a.wanted, n);
     load_or_zero(dv, a.dv, begin, n);
+    if (a.synaptic) load_or_zero(di, a.di, begin, n);
     memset(later, 0, n * sizeof(R));
     if (constant) memset(dx_sum, 0, n * sizeof(R));
     if (a.wanted) sums.parameters.clear(a.workspace, begin);
@@ -419,20 +493,34 @@ void backward(const Lif& a) {
     if (a.center_of_x) plan.channels.spread(static_cast<const R*>(a.center_of_x), begin, n, center);
 
     const auto recompute = [&](int64_t first, int64_t last) {
-      load_or_zero(v, first ? a.saved : a.v0, first ? (first / kChunk - 1) * a.size + begin : begin, n);
+      const int64_t at = first ? (first / kChunk - 1) * a.size + begin : begin;
+      load_or_zero(v, first ? a.saved : a.v0, at, n);
+      if (a.synaptic) load_or_zero(current, first ? a.saved : a.i0, first ? plan.potentials + at : at, n);
       for (int64_t t = first; t < last; ++t)
         for_pieces(n, [&](int64_t i, int64_t k) {
           if (t + kAhead < last) plan.x_io.prefetch(a.x, (t + kAhead) * a.x_stride + begin + i, k);
           const R* x = plan.x_io.load(a.x, t * a.x_stride + begin + i, x_buffer, k);
           if (keep_v) memcpy(v_before[t - first] + i, v + i, k * sizeof(R));
-          if (a.smooth)
-            smooth_step(plan.rows, neurons.from(i), x, v + i, s, m[t - first] + i, k);
-          else
-            step(neurons.from(i), x, v + i, s, m[t - first] + i, k);
+          R* const c_row = keep_c ? c[t - first] + i : buffer;
+          plan.advance(step, neurons.from(i), x, v + i, current + i, c_row, s, m[t - first] + i, k);
         });
     };
 
-    const auto step_back = [&](int64_t first, int64_t t, int64_t i, int64_t k) {
+    // Through the spike at v_t, that step t + 1 subtracts.
+    const auto earlier_spike_back = [&](const R* v, int64_t i, int64_t k) {
+      plan.rows.slope(neurons.from(i), v, slope, k);
+      for (int64_t j = 0; j < k; ++j) {
+        dv[i + j] += later[i + j] * slope[j];
+        if (a.wanted & kThreshold) gradients.row[3][i + j] -= later[i + j] * slope[j];
+        later[i + j] = 0;
+      }
+    };
+
+    const auto step_back = [&](int64_t first, int64_t t, const R* v_after, int64_t i, int64_t k) {
+      if (plan.lifts) {
+        if (through_earlier) earlier_spike_back(v_after, i, k);
+        lift_adjoint(plan.v_min, v_after, dv + i, k);
+      }
       const Neurons<R> p = neurons.from(i);
       const R* membrane = m[t - first] + i;
       const R weight = plan.weight(t);
@@ -442,23 +530,35 @@ void backward(const Lif& a) {
       plan.rows.slope(p, membrane, slope, k);
       if (plan.rows.needs_spikes) plan.rows.fire(p, membrane, s, k);
       if (a.dweights) a.workspace[sums.weights_at + begin / plan.block * a.steps + t] += dot(ds, s, k);
+      if (a.several)
+        for (int64_t j = 0; j < k; ++j) s[j] = lif_spike_in_reset(reset, true, s[j]);
       if (a.wanted & (kThreshold | kVReset))
         gradients.add_spikes(a, p, membrane, s, slope, ds, weight, dv + i, later + i, i, k);
+      if (looks_back) memcpy(dv_after, dv + i, k * sizeof(R));
       plan.rows.adjoint(p, membrane, s, slope, ds, weight, recorded, later + i, dv + i, dm, k);
-      const R* x = needs_x ? plan.x_io.load(a.x, t * a.x_stride + begin + i, x_buffer, k) : zero;
+      if (looks_back) {
+        const bool all = p.per_neuron == PerChannel::all;
+        for (int64_t j = 0; j < k; ++j) {
+          through[j] = lif_earlier_adjoint(reset, dm[j], dv_after[j]);
+          later[i + j] = -p.threshold[j * all] * through[j];
+        }
+      }
+      const R* x = keep_c ? c[t - first] + i : needs_x ? plan.x_io.load(a.x, t * a.x_stride + begin + i, x_buffer, k) : zero;
+      if (a.synaptic) {
+        gradients.add_currents(a, di + i, x, i, k);
+        plan.rows.current_adjoint(p, dm, di + i, k);
+      }
       if (a.dx) {
-        if (!unit_gain) plan.rows.scale(p.gain, dm, dx, k);
-        const R* result = unit_gain ? dm : dx;
+        const bool scaled = !a.synaptic && !unit_gain;
+        if (scaled) plan.rows.scale(p.gain, dm, dx, k);
+        const R* result = a.synaptic ? di + i : scaled ? dx : dm;
         if (constant)
           for (int64_t j = 0; j < k; ++j) dx_sum[i + j] += result[j];
         else
           plan.x_io.store(a.dx, at, result, k, stream);
       }
-      if (a.wanted) gradients.add_membranes(a, p, plan.rows, dm, v_before[t - first] + i, x, center + i, i, k);
-      if (delayed && !a.detach_reset) {
-        const bool all = p.per_neuron == PerChannel::all;
-        for (int64_t j = 0; j < k; ++j) later[i + j] = -p.threshold[j * all] * dm[j];
-      }
+      if (a.wanted)
+        gradients.add_membranes(a, p, plan.rows, dm, v_before[t - first] + i, x, center + i, through, i, k);
     };
 
     for (int64_t t = 0; a.dweights && t < a.steps; ++t)
@@ -470,21 +570,16 @@ void backward(const Lif& a) {
         for_pieces(n, [&](int64_t i, int64_t k) {
           if (a.dout && t - kAhead >= first)
             plan.out_io.prefetch(a.dout, (t - kAhead) * dout_stride + begin + i, k);
-          step_back(first, t, i, k);
+          step_back(first, t, (t + 1 < last ? v_before[t + 1 - first] : v) + i, i, k);
         });
     }
-    if (delayed && !a.detach_reset) {  // the first step's earlier spike is that at v0
+    if (through_earlier) {  // the first step's earlier spike is that at v0
       load_or_zero(v, a.v0, begin, n);
-      for_pieces(n, [&](int64_t i, int64_t k) {
-        plan.rows.slope(neurons.from(i), v + i, slope, k);
-        for (int64_t j = 0; j < k; ++j) {
-          dv[i + j] += later[i + j] * slope[j];
-          if (a.wanted & kThreshold) gradients.row[3][i + j] -= later[i + j] * slope[j];
-        }
-      });
+      for_pieces(n, [&](int64_t i, int64_t k) { earlier_spike_back(v + i, i, k); });
     }
     if (constant && a.dx) plan.x_io.store(a.dx, begin, dx_sum, n, false);
     store_state(a.dv0, begin, dv, n);
+    store_state(a.di0, begin, di, n);
     for (int k = 0; k < kParameters; ++k)
       if (sums.of[k] >= 0) sums.parameters.gather(a.workspace, sums.of[k], begin, gradients.row[k], n);
     stream_fence(stream);

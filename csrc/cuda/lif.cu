@@ -1,6 +1,7 @@
 // The LIF neuron over all time steps: a thread takes 16 bytes' worth of neurons through the whole sequence, with their
 // potentials in registers; on the way back those of 16 steps are computed again into shared memory. One kernel for each
-// direction and type of x: all other options are branches that every thread takes alike.
+// direction and type of x: all other options are branches that every thread takes alike. Only those that few calls use
+// and that need more registers or shared memory (`extended`) have kernels of their own, with one neuron a thread.
 #include "../math/lif.h"
 #include "../math/surrogate.h"
 #include "device.h"
@@ -11,18 +12,27 @@ namespace {
 
 constexpr int kGroup = 4, kPair = 2;  // time steps whose loads are under way at once, forward and backward
 
+// Whether a call needs a kernel for rare options.
+bool is_extended(const Lif& a) {
+  return a.synaptic || a.several || lif_lifts(a.v_min) || a.reset == static_cast<int>(Reset::at_once);
+}
+
 // The V neurons of a thread.
-template <class R, int V>
+template <class R, int V, bool extended>
 struct Neurons {
   const Lif& a;
   const AnySurrogate<R>& surrogate;
   const Reset reset;
+  const bool looks_back, synaptic, several, lifts;
   const R center;
-  R decay[V], gain[V], rest[V], threshold[V], v_reset[V], center_of_x[V];
+  R decay[V], gain[V], rest[V], threshold[V], v_reset[V], synapse[V], center_of_x[V];
 
   ESVAE_DEVICE Neurons(const Lif& call, const AnySurrogate<R>& s, int64_t at)
-      : a(call), surrogate(s), reset(static_cast<Reset>(call.reset)), center(static_cast<R>(call.center)) {
-    R(*const rows[kParameters])[V] = {&decay, &gain, &rest, &threshold, &v_reset};
+      : a(call), surrogate(s), reset(static_cast<Reset>(call.reset)),
+        looks_back(extended ? lif_looks_back(reset) : reset == Reset::delayed), synaptic(extended && call.synaptic),
+        several(extended && call.several), lifts(extended && lif_lifts(call.v_min)),
+        center(static_cast<R>(call.center)) {
+    R(*const rows[kParameters])[V] = {&decay, &gain, &rest, &threshold, &v_reset, &synapse};
 #pragma unroll
     for (int k = 0; k < kParameters; ++k)
 #pragma unroll
@@ -46,7 +56,7 @@ struct Neurons {
   // are long and rarely wanted.
   ESVAE_DEVICE void fire(const R (&m)[V], R (&s)[V]) const {
 #pragma unroll
-    for (int j = 0; j < V; ++j) s[j] = lif_fire(a.strict, threshold[j], m[j]);
+    for (int j = 0; j < V; ++j) s[j] = lif_fire(lif_fire_of(a.strict, several), threshold[j], m[j]);
     if (!a.smooth) return;
 #pragma unroll 1
     for (int lane = 0; lane < V; ++lane) {
@@ -68,37 +78,57 @@ struct Neurons {
     });
   }
 
-  ESVAE_DEVICE void after_reset(const R (&m)[V], const R (&s)[V], R (&v)[V]) const {
+  // v_t; of those that were lifted to v_min it is the same to ask again.
+  ESVAE_DEVICE bool below(R v) const { return lifts && lif_below(static_cast<R>(a.v_min), v); }
+
+  // Subtraction at once, which alone looks at the earlier spikes here, is `extended`.
+  ESVAE_DEVICE void after_reset(const R (&m)[V], const R (&s)[V], const R (&earlier)[V], R (&v)[V]) const {
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] = lif_reset(reset, threshold[j], v_reset[j], m[j], s[j]);
+    for (int j = 0; j < V; ++j) {
+      const R in_reset = lif_spike_in_reset(reset, several, s[j]);
+      v[j] = lif_reset(reset, threshold[j], v_reset[j], m[j], in_reset, extended ? earlier[j] : R(0));
+      if (below(v[j])) v[j] = static_cast<R>(a.v_min);
+    }
   }
 
-  // One time step: v becomes the next potential.
-  ESVAE_DEVICE void step(const R (&x)[V], R (&v)[V], R (&m)[V], R (&s)[V]) const {
+  // One time step: v and the synaptic current i become the next ones, x what enters the membrane.
+  ESVAE_DEVICE void step(R (&x)[V], R (&v)[V], R (&i)[V], R (&m)[V], R (&s)[V]) const {
     R earlier[V] = {};
-    if (reset == Reset::delayed) fire(v, earlier);
+    if (looks_back) fire(v, earlier);
 #pragma unroll
-    for (int j = 0; j < V; ++j)
+    for (int j = 0; j < V; ++j) {
+      if (synaptic) x[j] = lif_current(i[j], x[j]), i[j] = synapse[j] * x[j];
       m[j] = lif_membrane(reset, decay[j], gain[j], rest[j], threshold[j], v[j], x[j], earlier[j]);
+    }
     fire(m, s);
-    after_reset(m, s, v);
+    after_reset(m, s, earlier, v);
+  }
+
+  // Where the potentials, and behind them the synaptic currents, of the chunk that starts with step `first` are.
+  ESVAE_DEVICE int64_t saved_at(int64_t first, int64_t at) const { return (first / kChunk - 1) * a.size + at; }
+  ESVAE_DEVICE int64_t saved_current_at(int64_t first, int64_t at) const {
+    return (a.steps - 1) / kChunk * a.size + saved_at(first, at);
   }
 };
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
-template <class X, int V>
+template <class X, int V, bool extended>
 __global__ void __launch_bounds__(kThreads<X>, 1)
     lif_forward(const __grid_constant__ Lif a, const __grid_constant__ AnySurrogate<State<X>> surrogate) {
   using R = State<X>;
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads<X> + threadIdx.x) * V;
   if (at >= a.size) return;
-  const Neurons<R, V> neurons(a, surrogate, at);
-  R v[V], sum[V] = {};
+  const Neurons<R, V, extended> neurons(a, surrogate, at);
+  R v[V], i[V], sum[V] = {};
   load_state(a.v0, at, v);
+  if (neurons.synaptic) load_state(a.i0, at, i);
   for (int64_t first = 0; first < a.steps; first += kGroup) {
     static_assert(kChunk % kGroup == 0, "potentials are stored between groups");
-    if (first > 0 && first % kChunk == 0) store_state(a.saved, (first / kChunk - 1) * a.size + at, v);
+    if (first > 0 && first % kChunk == 0) {
+      store_state(a.saved, neurons.saved_at(first, at), v);
+      if (neurons.synaptic) store_state(a.saved, neurons.saved_current_at(first, at), i);
+    }
     const int count = first + kGroup < a.steps ? kGroup : static_cast<int>(a.steps - first);
     Vector<X, V> group[kGroup];
     load_group(a.x, first * a.x_stride + at, a.x_stride, count, group);
@@ -106,7 +136,7 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
     for (int k = 0; k < count; ++k) {
       R x[V], m[V], s[V];
       pick(group, k, x);
-      neurons.step(x, v, m, s);
+      neurons.step(x, v, i, m, s);
       store_state(a.membrane, (first + k) * a.size + at, m);
       if (a.readout == Readout::none) {
         store(a.out_dtype, a.out, (first + k) * a.size + at, s);
@@ -122,12 +152,13 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
     for (int j = 0; j < V; ++j) sum[j] /= static_cast<R>(a.steps);
   if (a.readout != Readout::none) store(a.out_dtype, a.out, at, sum);
   store_state(a.v, at, v);
+  if (neurons.synaptic) store_state(a.i, at, i);
 }
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
-// The membrane potentials of a chunk for all threads of a block, in pieces of at most 16 bytes so that the threads of a
-// warp access different banks.
+// The membrane potentials (or what else) of a chunk for all threads of a block, in pieces of at most 16 bytes so that
+// the threads of a warp access different banks.
 template <class R, int V, int threads>
 struct Chunk {
   static constexpr int piece = V * sizeof(R) <= 16 ? V : 16 / sizeof(R);
@@ -161,35 +192,39 @@ int sums_wanted(int bits) {
 }
 
 // What a thread carries back through time.
-template <class X, int V>
+template <class X, int V, bool extended>
 struct Adjoint {
   using R = State<X>;
   static constexpr int threads = kThreads<X>;
-  using Membranes = Chunk<R, V, threads>;
+  using Rows = Chunk<R, V, threads>;
+  enum Kept : int { membranes, potentials, currents, kKept = extended ? 3 : 1 };  // m_t; with `extended` v_{t-1} and c_t
 
   const Lif& a;
-  const Neurons<R, V>& n;
-  Membranes& membranes;
+  const Neurons<R, V, extended>& n;
+  Rows (&rows)[kKept];
   const int64_t at;
-  const bool delayed, needs_x, needs_v;
-  R dv[V], later[V] = {};    // dL/dv_t; dL/d(earlier spike) of the step after it, for the delayed reset
-  R dx_sum[V] = {};          // where x is constant
+  const bool through_earlier, affine, needs_v;
+  R dv[V], di[V], later[V] = {};  // dL/dv_t, dL/di_t; dL/d(earlier spike) of the step after it
+  R v_after[V], dx_sum[V] = {};   // v_t; where x is constant
   R sums[kParameters][V] = {};
 
-  ESVAE_DEVICE Adjoint(const Neurons<R, V>& neurons, Membranes& shared, int64_t place)
-      : a(neurons.a), n(neurons), membranes(shared), at(place), delayed(neurons.reset == Reset::delayed),
-        needs_x(a.wanted & (kGain | kRest)), needs_v(a.wanted & kDecay || (delayed && a.wanted & kThreshold)) {
+  ESVAE_DEVICE Adjoint(const Neurons<R, V, extended>& neurons, Rows (&shared)[kKept], int64_t place)
+      : a(neurons.a), n(neurons), rows(shared), at(place),
+        through_earlier(n.reset == Reset::delayed && !a.detach_reset), affine(a.wanted & (kGain | kRest)),
+        needs_v(a.wanted & kDecay || (n.looks_back && a.wanted & kThreshold)) {
     load_state(a.dv, at, dv);
+    if (n.synaptic) load_state(a.di, at, di);
   }
 
   // The potential before a chunk.
   ESVAE_DEVICE void load_start(int64_t first, R (&v)[V]) const {
-    load_state(first ? a.saved : a.v0, first ? (first / kChunk - 1) * a.size + at : at, v);
+    load_state(first ? a.saved : a.v0, first ? n.saved_at(first, at) : at, v);
   }
 
   ESVAE_DEVICE void recompute(int64_t first, int count) {
-    R v[V];
+    R v[V], i[V];
     load_start(first, v);
+    if (n.synaptic) load_state(first ? a.saved : a.i0, first ? n.saved_current_at(first, at) : at, i);
     for (int from = 0; from < count; from += kGroup) {
       Vector<X, V> group[kGroup];
       load_group(a.x, (first + from) * a.x_stride + at, a.x_stride, count - from, group);
@@ -197,10 +232,15 @@ struct Adjoint {
       for (int k = 0; k < kGroup && from + k < count; ++k) {
         R x[V], m[V], s[V];
         pick(group, k, x);
-        n.step(x, v, m, s);
-        membranes.put(from + k, m);
+        if constexpr (extended) rows[potentials].put(from + k, v);
+        n.step(x, v, i, m, s);
+        rows[membranes].put(from + k, m);
+        if constexpr (extended) rows[currents].put(from + k, x);
       }
     }
+    if constexpr (extended)
+#pragma unroll
+      for (int j = 0; j < V; ++j) v_after[j] = v[j];
   }
 
   ESVAE_DEVICE void back(int64_t first, int count) {
@@ -209,25 +249,28 @@ struct Adjoint {
     for (int from = (count - 1) / kPair * kPair; from >= 0; from -= kPair) {
       Vector<X, V> ds_pair[kPair] = {}, x_pair[kPair] = {};
       if (alike) load_group(a.dout, (first + from) * stride + at, stride, count - from, ds_pair);
-      if (needs_x) load_group(a.x, (first + from) * a.x_stride + at, a.x_stride, count - from, x_pair);
+      if (affine && !extended) load_group(a.x, (first + from) * a.x_stride + at, a.x_stride, count - from, x_pair);
 #pragma unroll 1
       for (int k = (count - from < kPair ? count - from : kPair) - 1; k >= 0; --k) {
         R ds[V], x[V];
         pick(ds_pair, k, ds);
         pick(x_pair, k, x);
         if (a.dout && !alike) load_any(a.out_dtype, a.dout, (first + from + k) * stride + at, ds);
+        if constexpr (extended) rows[currents].get(from + k, x);
         step(first, from + k, ds, x);
       }
     }
   }
 
+  // x: what enters the membrane.
   ESVAE_DEVICE void step(int64_t first, int k, const R (&ds)[V], const R (&x)[V]) {
+    if constexpr (extended) lift_back();
     const int64_t t = first + k;
     const R weight = a.readout == Readout::weights ? static_cast<R>(a.weights[t])
                      : a.readout == Readout::rate  ? R(1) / static_cast<R>(a.steps)
                                                    : R(1);
-    R m[V], s[V], slope[V], dm[V], recorded[V], dx[V], fired = 0;
-    membranes.get(k, m);
+    R m[V], s[V], slope[V], dm[V], through[V], recorded[V], dx[V], fired = 0;
+    rows[membranes].get(k, m);
     n.fire(m, s);
     n.slope(m, slope);
     load_state(a.dmembrane, t * a.size + at, recorded);
@@ -236,16 +279,23 @@ struct Adjoint {
       const R in_all = lif_spike_adjoint(n.reset, a.detach_reset, n.threshold[j], n.v_reset[j], m[j], ds[j] * weight,
                                          dv[j], later[j]);
       fired += ds[j] * s[j];
-      if (a.wanted & kThreshold) sums[3][j] -= lif_threshold_adjoint(n.reset, s[j], in_all, slope[j], dv[j]);
-      if (a.wanted & kVReset && n.reset == Reset::hard) sums[4][j] += dv[j] * s[j];
-      dm[j] = lif_membrane_adjoint(n.reset, s[j], in_all, slope[j], dv[j]) + recorded[j];
+      const R in_reset = lif_spike_in_reset(n.reset, n.several, s[j]);
+      if (a.wanted & kThreshold) sums[3][j] -= lif_threshold_adjoint(n.reset, in_reset, in_all, slope[j], dv[j]);
+      if (a.wanted & kVReset && n.reset == Reset::hard) sums[4][j] += dv[j] * in_reset;
+      dm[j] = lif_membrane_adjoint(n.reset, in_reset, in_all, slope[j], dv[j]) + recorded[j];
+      through[j] = lif_earlier_adjoint(extended ? n.reset : Reset::delayed, dm[j], dv[j]);
+      if (through_earlier) later[j] = -n.threshold[j] * through[j];
       dv[j] = n.decay[j] * dm[j];
       dx[j] = n.gain[j] * dm[j];
-      if (needs_x) sums[1][j] += dm[j] * (x[j] - n.center_of_x[j]), sums[2][j] += dm[j];
-      if (delayed && !a.detach_reset) later[j] = -n.threshold[j] * dm[j];
+      if (affine) sums[1][j] += dm[j] * (x[j] - n.center_of_x[j]), sums[2][j] += dm[j];
+      if (n.synaptic) {
+        sums[5][j] += di[j] * x[j];
+        di[j] = dx[j] = lif_current_adjoint(n.gain[j], n.synapse[j], dm[j], di[j]);
+      }
     }
-    if (needs_v) add_before(first, k, dm);
-    if (a.dweights) membranes.own(k, threadIdx.x) = fired;
+    if constexpr (extended) rows[potentials].get(k, v_after);
+    if (needs_v) add_before(first, k, dm, through);
+    if (a.dweights) rows[membranes].own(k, threadIdx.x) = fired;
     if (!a.dx) return;
     if (a.x_stride)
       store<X>(a.dx, t * a.size + at, dx);
@@ -255,56 +305,78 @@ struct Adjoint {
   }
 
   // Adds to the sums that the potential before step k enters.
-  ESVAE_DEVICE void add_before(int64_t first, int k, const R (&dm)[V]) {
+  ESVAE_DEVICE void add_before(int64_t first, int k, const R (&dm)[V], const R (&through)[V]) {
     R v[V], s[V];
-    if (k > 0) {
+    if constexpr (extended) {
+      rows[potentials].get(k, v);
+    } else if (k > 0) {
       R m[V];
-      membranes.get(k - 1, m);
+      rows[membranes].get(k - 1, m);
       n.fire(m, s);
-      n.after_reset(m, s, v);
+      n.after_reset(m, s, s, v);
     } else {
       load_start(first, v);
     }
-    if (delayed) n.fire(v, s);
+    if (n.looks_back) n.fire(v, s);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       sums[0][j] += dm[j] * v[j];
-      if (delayed) sums[3][j] -= dm[j] * s[j];
+      if (n.looks_back) sums[3][j] -= through[j] * s[j];
+    }
+  }
+
+  // Through the spike at v_t, that step t + 1 subtracts; `slope` there (of a slope taken in here nvcc spills).
+  ESVAE_DEVICE void earlier_spike_back(const R (&slope)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      dv[j] += later[j] * slope[j];
+      sums[3][j] -= later[j] * slope[j];
+    }
+  }
+
+  // Nothing flows back to potentials that were lifted.
+  ESVAE_DEVICE void lift_back() {
+    if (!n.lifts) return;
+    R slope[V];
+    if (through_earlier) n.slope(v_after, slope), earlier_spike_back(slope);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      later[j] = 0;
+      if (n.below(v_after[j])) dv[j] = 0;
     }
   }
 
   // The end, before the first step.
   ESVAE_DEVICE void arrive() {
-    if (delayed && !a.detach_reset) {  // the first step's earlier spike is that at v0
-      R v[V], slope[V];
+    if (through_earlier) {  // the first step's earlier spike is that at v0
+      R v[V];
       load_start(0, v);
+      R slope[V];
       n.slope(v, slope);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        dv[j] += later[j] * slope[j];
-        sums[3][j] -= later[j] * slope[j];
-      }
+      earlier_spike_back(slope);
     }
     if (!a.x_stride && a.dx) store<X>(a.dx, at, dx_sum);
     store_state(a.dv0, at, dv);
+    if (n.synaptic) store_state(a.di0, at, di);
   }
 };
 
-template <class X, int V>
+template <class X, int V, bool extended>
 __global__ void __launch_bounds__(kThreads<X>, 1)
     lif_backward(const __grid_constant__ Lif a, const __grid_constant__ AnySurrogate<State<X>> surrogate,
                  const __grid_constant__ Blocks blocks, double* weight_sums) {
   using R = State<X>;
   constexpr int threads = kThreads<X>;
+  using Back = Adjoint<X, V, extended>;
   __shared__ union {
-    Chunk<R, V, threads> membranes;
+    typename Back::Rows rows[Back::kKept];
     double sums[kParameters * V][threads];
   } shared;
   const int64_t vector = blocks.vector(static_cast<int64_t>(blockIdx.x) % blocks.parts * threads + threadIdx.x);
   const bool here = vector >= 0;
   const int64_t at = here ? vector * V : 0;
-  const Neurons<R, V> neurons(a, surrogate, at);
-  Adjoint<X, V> adjoint(neurons, shared.membranes, at);
+  const Neurons<R, V, extended> neurons(a, surrogate, at);
+  Back adjoint(neurons, shared.rows, at);
   for (int64_t first = (a.steps - 1) / kChunk * kChunk; first >= 0; first -= kChunk) {
     const int count = first + kChunk < a.steps ? kChunk : static_cast<int>(a.steps - first);
     if (here) {
@@ -313,12 +385,12 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
     }
     if (!a.dweights) continue;
     if (!here)
-      for (int k = 0; k < count; ++k) shared.membranes.own(k, threadIdx.x) = 0;
+      for (int k = 0; k < count; ++k) shared.rows[Back::membranes].own(k, threadIdx.x) = 0;
     __syncthreads();
     const int k = threadIdx.x;  // a thread per time step, each starting elsewhere, for the sake of the banks
     if (k < count) {
       double sum = 0;
-      for (int i = 0; i < threads; ++i) sum += static_cast<double>(shared.membranes.own(k, (i + k) % threads));
+      for (int i = 0; i < threads; ++i) sum += static_cast<double>(shared.rows[Back::membranes].own(k, (i + k) % threads));
       weight_sums[blockIdx.x * a.steps + first + k] = sum;
     }
     __syncthreads();
@@ -343,7 +415,7 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
 }
 
 struct StoreParameters {
-  double* to;  // (5, channels)
+  double* to;  // (6, channels)
   int64_t channels;
   int wanted;
 
@@ -360,16 +432,23 @@ struct StoreWeight {
 
 // ------------------------------------------------------------------------------------------------------ on the host
 
-// How the backward is laid out; f(zero of X, number of elements a thread takes, blocks). The workspace depends on it.
-// Any sum is the same whichever others are wanted.
+// f(number of elements a thread takes, whether the kernel is an extended one).
+template <class X, class F>
+void with_kernel(const Lif& a, int64_t run, std::initializer_list<const void*> tensors, F&& f) {
+  if (is_extended(a)) return f(std::integral_constant<int, 1>{}, std::true_type{});
+  with_vector<X>(run, tensors, [&](auto V) { f(V, std::false_type{}); });
+}
+
+// How the backward is laid out; f(zero of X, what `with_kernel` gives, blocks). The workspace depends on it. Any sum is
+// the same whichever others are wanted.
 template <class F>
 void with_layout(const Lif& a, F&& f) {
   with_element(a.x_dtype, [&](auto zero) {
     using X = decltype(zero);
     const bool sums = a.wanted || a.dweights;
     const std::initializer_list<const void*> tensors = {a.x, a.v0, a.saved, a.dout, a.dmembrane, a.dv, a.dx, a.dv0};
-    with_vector<X>(sums ? run_of(a.channels, a.inner) : a.size, tensors, [&](auto V) {
-      f(zero, V, sums ? Blocks::of(a.size, a.channels, a.inner, V, kThreads<X>)
+    with_kernel<X>(a, sums ? run_of(a.channels, a.inner) : a.size, tensors, [&](auto V, auto extended) {
+      f(zero, V, extended, sums ? Blocks::of(a.size, a.channels, a.inner, V, kThreads<X>)
                       : Blocks::flat(a.size, V, kThreads<X>));
     });
   });
@@ -383,8 +462,8 @@ void lif_forward(const Lif& a) {
   with_element(a.x_dtype, [&](auto zero) {
     using X = decltype(zero);
     const AnySurrogate<State<X>> surrogate(a.surrogate, {a.shape, a.scale});
-    with_vector<X>(a.size, {a.x, a.v0, a.out, a.membrane, a.v, a.saved}, [&](auto V) {
-      launch("lif_forward", a.place, esvae::lif_forward<X, V>, divided_up(a.size, V * kThreads<X>), kThreads<X>, a,
+    with_kernel<X>(a, a.size, {a.x, a.v0, a.out, a.membrane, a.v, a.saved}, [&](auto V, auto extended) {
+      launch("lif_forward", a.place, esvae::lif_forward<X, V, extended>, divided_up(a.size, V * kThreads<X>), kThreads<X>, a,
              surrogate);
     });
   });
@@ -392,12 +471,12 @@ void lif_forward(const Lif& a) {
 
 void lif_backward(const Lif& a) {
   if (a.size == 0) return;
-  with_layout(a, [&](auto zero, auto V, const Blocks& blocks) {
+  with_layout(a, [&](auto zero, auto V, auto extended, const Blocks& blocks) {
     using X = decltype(zero);
     const int number = sums_wanted(a.wanted);
     double* const weight_sums = a.workspace + blocks.sums(number);
     const AnySurrogate<State<X>> surrogate(a.surrogate, {a.shape, a.scale});
-    launch("lif_backward", a.place, esvae::lif_backward<X, V>, blocks.count(), kThreads<X>, a, surrogate, blocks,
+    launch("lif_backward", a.place, esvae::lif_backward<X, V, extended>, blocks.count(), kThreads<X>, a, surrogate, blocks,
            weight_sums);
     if (a.wanted)
       launch("lif_backward", a.place, finish<kParameters, StoreParameters>, a.channels, kFinishThreads,
@@ -413,7 +492,7 @@ void lif_backward(const Lif& a) {
 int64_t lif_workspace(const Lif& a) {
   int64_t result = 0;
   if (a.size > 0)
-    with_layout(a, [&](auto, auto, const Blocks& blocks) {
+    with_layout(a, [&](auto, auto, auto, const Blocks& blocks) {
       result = blocks.sums(sums_wanted(a.wanted)) + (a.dweights ? blocks.count() * a.steps : 0);
     });
   return result;

@@ -12,7 +12,7 @@ forward returns the primitive itself, so that numerical differentiation can chec
 | 2  | Sigmoid(alpha)      | alpha s (1 - s), s = 1/(1 + exp(-alpha u)) | 1       | SpikingJelly: alpha 4, snnTorch 25 |
 | 3  | ATan(alpha)         | alpha/2 / (1 + (pi/2 alpha u)^2)           | 1       | SpikingJelly, snnTorch: alpha 2    |
 | 4  | Triangular(width)   | max(0, 1 - abs(u)/width) / width           | 1       | `PiecewiseQuadratic`: width 1      |
-| 5  | FastSigmoid(slope)  | 1 / (1 + slope abs(u))^2                   | 2/slope | snnTorch: slope 25, Norse 100      |
+| 5  | FastSigmoid(slope)  | 1 / (1 + slope abs(u))^2                   | 2/slope | snnTorch: slope 25; Norse: 1       |
 | 6  | Gaussian(sigma)     | exp(-(u/sigma)^2 / 2) / (sigma sqrt(2 pi)) | 1       | sinabs: sigma 0.5                  |
 | 7  | PiecewiseExp(alpha) | alpha/2 exp(-alpha abs(u))                 | 1       | SpikingJelly: alpha 1              |
 
@@ -196,7 +196,7 @@ class Triangular(Surrogate):
 
 @dataclass(frozen=True)
 class FastSigmoid(Surrogate):
-    """1 / (1 + slope |u|)^2: of height 1 and area 2/slope. snnTorch's slope is 25; Norse's "super" has 100."""
+    """1 / (1 + slope |u|)^2: of height 1 and area 2/slope. snnTorch's slope is 25, Norse's ("super") 1."""
 
     id: ClassVar[int] = 5
     slope: float = 25.0

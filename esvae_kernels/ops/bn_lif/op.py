@@ -10,13 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ... import backends, check, layout
 from ...library import differentiate_twice, register
 from ...surrogate import ATan, Surrogate
-from ..lif.op import Prepared, lif_apply, lif_bwd, lif_fwd, prepare
-from ..lif.reference import AFFINE, Wanted, state_dtype
+from ..lif.op import (
+    Prepared,
+    cotangents_there,
+    lif_apply,
+    lif_bwd,
+    lif_fwd,
+    prepare,
+    wanted_of,
+    what_is_there,
+    without_gradient,
+)
+from ..lif.reference import AFFINE, state_dtype
 from . import reference
 
 _GAIN_AND_REST = 3  # the bits of both rows of (a, b)
@@ -62,35 +73,36 @@ bn_lif_correct = register(
 class _BnLif(torch.autograd.Function):
     """In training: (y, v, weight, bias, parameters, readout weights, mean, variance, ...) -> what `lif_fwd` returns.
 
-    The gradient of y goes through mean and variance too, which are given so that others than y's own may enter them.
+    The gradient of y goes through mean and variance too, which are given so that others than y's own may enter them:
+    those of the whole `group`.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y, v, weight, bias, parameters, weights, mean, variance, bits, scale, eps, save, options):
+    def forward(y, v, weight, bias, parameters, weights, mean, variance, bits, scale, eps, save, options, group):
         ab = reference.affine(mean, variance, weight, bias, scale, eps).to(state_dtype(y.dtype))
-        return lif_fwd(y, v, reference.with_affine(parameters, ab), weights, save, *options)
+        return lif_fwd(y, v, None, reference.with_affine(parameters, ab), weights, save, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.bits, ctx.scale, ctx.eps, _, ctx.options = inputs
-        fixed = [output[3]] if ctx.options.dtype.is_floating_point else [output[3], output[0]]
-        ctx.mark_non_differentiable(*fixed)
-        ctx.save_for_backward(*tensors, output[3])
+        *tensors, ctx.bits, ctx.scale, ctx.eps, _, ctx.options, ctx.group = inputs
+        ctx.mark_non_differentiable(*without_gradient(output, ctx.options))
+        ctx.save_for_backward(*tensors, output[-1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, dout, dv, dmembrane, _):
-        tensors = ctx.saved_tensors
-        _, v, weight, bias, parameters = tensors[:5]
-        if dout is None and dv is None and dmembrane is None:
-            return (None,) * 13
-        needs = ctx.needs_input_grad
-        wanted = Wanted(needs[0], v is not None and needs[1], needs[5], ctx.bits if needs[4] else 0)
-        dmembrane = dmembrane if ctx.options.record else None
-        dy, dv0, dweight, dbias, dparameters, dweights = _BnLifBackward.apply(
-            *tensors, dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options
+    def backward(ctx, *cotangents):
+        tensors, (*cotangents, _) = ctx.saved_tensors, cotangents
+        y, v, weight, bias, parameters, weights = tensors[:6]
+        if all(c is None for c in cotangents):
+            return (None,) * 14
+        x, start, _, _, learnt, readout = ctx.needs_input_grad[:6]
+        wanted = wanted_of((x, start, False, learnt, readout), (y, v, None, parameters, weights), ctx.bits)
+        dout, dv, _, dmembrane = cotangents_there(cotangents, ctx.options)
+        backward = _BnLifBackward.apply if torch.is_grad_enabled() else _BnLifBackward.forward  # see _Lif
+        dy, dv0, dweight, dbias, dparameters, dweights = backward(
+            *tensors, dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options, ctx.group
         )
         return (
             dy if wanted.x else None,
@@ -99,7 +111,7 @@ class _BnLif(torch.autograd.Function):
             dbias.to(bias.dtype),
             dparameters.to(parameters.dtype) if wanted.parameters else None,
             dweights if wanted.weights else None,
-            *(None,) * 7,
+            *(None,) * 8,
         )
 
 
@@ -109,33 +121,36 @@ class _BnLifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        y, v, weight, bias, parameters, weights, mean, variance, saved, dout, dv, dmembrane, wanted, scale, eps, options
-    ):
+    def forward(y, v, weight, bias, parameters, weights, mean, variance, saved, dout, dv, dmembrane, *rest):
+        wanted, scale, eps, options, group = rest
         ab = reference.affine(mean, variance, weight, bias, scale, eps)
         stacked = reference.with_affine(parameters, ab.to(state_dtype(y.dtype)))
-        inputs = (y, v, stacked, weights, saved, dout, dv, dmembrane)
+        inputs = (y, v, None, stacked, weights, saved, dout, dv, None, dmembrane)
         every = parameters is not None
         center, bits = mean.to(stacked.dtype), wanted.parameters | _GAIN_AND_REST << AFFINE.start * every
-        dy, dv0, sums, dweights = lif_bwd(*inputs, center, wanted.x, wanted.v, wanted.weights, bits, *options)
+        dy, dv0, _, sums, dweights = lif_bwd(*inputs, center, *wanted._replace(parameters=bits), *options)
         da, db = sums[AFFINE] if every else sums  # sums of dm (y - mean) and of dm
         rstd = torch.rsqrt(variance + eps)
         if wanted.x:  # dL/dy = a dm + (p y + q), of mean and variance
-            count = y.numel() // len(mean)
-            p = -ab[0] * da * rstd.square() / count
-            q = -ab[0] * db / count - p * mean
+            count, all_da, all_db = y.numel() // len(mean), da, db
+            if group is not None:
+                count, all_da, all_db = _sum_over(group, count, da, db)
+            p = -ab[0] * all_da * rstd.square() / count
+            q = -ab[0] * all_db / count - p * mean
             dy = bn_lif_correct(dy, y, torch.stack([p, q]).to(stacked.dtype), 1 if options.constant else 2)
         return dy, dv0, da * (scale * rstd), db.clone(), sums.clone() if every else sums.new_empty(0), dweights
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.wanted, ctx.scale, ctx.eps, ctx.options = inputs
+        *tensors, ctx.wanted, ctx.scale, ctx.eps, ctx.options, ctx.group = inputs
         del tensors[6:9]  # statistics and saved potentials: the reference starts from y and v
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, ddy, ddv0, ddweight, ddbias, ddparameters, ddweights):
+        if ctx.group is not None:
+            raise NotImplementedError("bn_lif: got a process_group, where second derivatives are not there")
         inputs, cotangents = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         wanted, (_, _, weight, bias, parameters, _) = ctx.wanted, inputs
         seconds = (
@@ -149,7 +164,7 @@ class _BnLifBackward(torch.autograd.Function):
         first, second = differentiate_twice(
             lambda *i: reference.bn_lif(*i, ctx.scale, ctx.eps, ctx.options), inputs, cotangents, seconds
         )
-        return *first, None, None, None, *second, *(None,) * 4
+        return *first, None, None, None, *second, *(None,) * 5
 
 
 def bn_lif(
@@ -175,6 +190,7 @@ def bn_lif(
     readout: str | Tensor | Sequence[float] | None = None,
     record: str | None = None,
     dtype: torch.dtype | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, ...]:
     """Threshold-dependent batch norm (tdBN; Zheng et al., 2021) and LIF neurons in one; the normalised current is
     never stored.
@@ -196,6 +212,10 @@ def bn_lif(
         momentum, eps: as in torch's batch norm.
         scale: multiplies `weight`; tdBN's alpha * threshold.
         v, steps, decay .. dtype: as in `lif`; its gain and rest are the norm's.
+        process_group: in training take the statistics over the batches of all its ranks, as `torch.nn.SyncBatchNorm`
+            does: each rank calls with its share of the batch, whose gradients are those of the sum of all ranks'
+            losses; those of weight, bias and the LIF's tensors are this rank's part, for DistributedDataParallel to
+            average. First derivatives only. Default: y alone.
 
     Returns:
         What `lif` returns.
@@ -237,19 +257,20 @@ def bn_lif(
     if not training:
         ab = reference.affine(running_mean.double(), running_var.double(), weight, bias, scale, eps)
         parameters = reference.with_affine(a.parameters, ab.to(state_dtype(y.dtype)))
-        return lif_apply(y, v, a._replace(parameters=parameters, bits=_bits(a)))
+        return lif_apply(y, v, None, a._replace(parameters=parameters, bits=_bits(a)))
     count = y.numel() // max(channels[0], 1)
-    if count < 2:
+    if count * (1 if process_group is None else process_group.size()) < 2:
         raise ValueError(
             f"y: got {count} value per channel in shape {tuple(y.shape)}, accepted in training are 2 or more"
         )
     mean, variance = bn_lif_statistics(y.detach(), channel)
+    if process_group is not None:
+        count, mean, variance = _over(process_group, count, mean, variance)
     if momentum:
         _update(running_mean, running_var, mean, variance, momentum, count * (a.options.steps if steps else 1))
     parameters = None if a.parameters is None else a.parameters.expand(-1, *channels)  # so that gradients fit
     arguments = (parameters, a.weights, mean, variance, a.bits, scale, eps, torch.is_grad_enabled(), a.options)
-    out, last, membrane, _ = _BnLif.apply(y, v, weight, bias, *arguments)
-    return (out, last, membrane) if a.options.record else (out, last)
+    return what_is_there(_BnLif.apply(y, v, weight, bias, *arguments, process_group), a.options)
 
 
 def _bits(a: Prepared) -> int:
@@ -257,7 +278,27 @@ def _bits(a: Prepared) -> int:
     return _GAIN_AND_REST if a.parameters is None else a.bits | _GAIN_AND_REST << AFFINE.start
 
 
+def _over(group: dist.ProcessGroup, count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased variance of all ranks' values from those of each, (C), in the order of the ranks."""
+    own = torch.stack([torch.full_like(mean, count), mean, variance])
+    every = own.new_empty(group.size(), *own.shape)
+    dist.all_gather(list(every), own, group=group)
+    counts, means, variances = every.unbind(1)  # (ranks, C)
+    total = counts.sum(0)
+    mean = (counts * means).sum(0) / total
+    return total, mean, (counts * (variances + (means - mean).square())).sum(0) / total
+
+
+def _sum_over(group: dist.ProcessGroup, count: int, da: Tensor, db: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of count, da and db over all ranks, fp64."""
+    sums = torch.cat([da.new_tensor([count]), da, db])
+    dist.all_reduce(sums, group=group)
+    return sums[0], *sums[1:].chunk(2)
+
+
 @torch.no_grad()
-def _update(running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float, n: int) -> None:
+def _update(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float, n: int | Tensor
+) -> None:
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
     running_var.lerp_((variance * (n / (n - 1))).to(running_var.dtype), momentum)

@@ -58,8 +58,9 @@ def bn_lif(
     scale: float,
     eps: float,
     p: Neuron,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """In training: what `lif` returns, with gradients through the statistics too."""
+) -> tuple[Tensor | None, ...]:
+    """In training: spikes, the last v, and m where it is recorded, with gradients through the statistics too."""
     mean, variance = statistics(y, 1 if p.constant else 2)
     ab = affine(mean, variance, weight, bias, scale, eps).to(state_dtype(y.dtype))
-    return lif_reference.lif(y, v, with_affine(parameters, ab), weights, p)
+    out, v, _, membrane = lif_reference.lif(y, v, None, with_affine(parameters, ab), weights, p)
+    return out, v, membrane

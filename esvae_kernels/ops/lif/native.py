@@ -15,9 +15,15 @@ _NONE, _AFFINE, _ALL = range(3)  # esvae::PerChannel
 
 
 def _common(
-    x: Tensor, v: Tensor | None, parameters: Tensor | None, weights: Tensor | None, channels_last: bool, p: Neuron
+    x: Tensor,
+    v: Tensor | None,
+    i: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    channels_last: bool,
+    p: Neuron,
 ) -> dict[str, Any]:
-    """The arguments that forward and backward share. `parameters`: (2 or 5, C) in the state's type, contiguous."""
+    """The arguments that forward and backward share. `parameters`: (2 or 6, C) in the state's type, contiguous."""
     backend = backends.pick(x.device)
     size = x.numel() if p.constant else x.numel() // p.steps
     per_channel, numbers, address, channels, inner = _NONE, list(p.numbers()), 0, 1, max(size, 1)
@@ -40,6 +46,7 @@ def _common(
         "x": x.data_ptr(),
         "x_stride": 0 if p.constant else size,
         "v0": native.address(v),
+        "i0": native.address(i),
         "numbers": numbers,
         "parameters": address,
         "per_channel": per_channel,
@@ -48,8 +55,11 @@ def _common(
         "weights": native.address(weights),
         "steps": p.steps,
         "size": size,
+        "synaptic": p.synaptic,
+        "v_min": p.v_min,
         "reset": p.reset,
         "strict": p.strict,
+        "several": p.several,
         "detach_reset": p.detach_reset,
         "surrogate": p.surrogate,
         "shape": p.shape,
@@ -63,20 +73,22 @@ def _common(
 def lif(
     x: Tensor,
     v: Tensor | None,
+    i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
     outputs: dict[str, Tensor],
     channels_last: bool,
     p: Neuron,
 ) -> None:
-    """Fills `outputs`: out, v, and where they have elements membrane and saved."""
-    common = _common(x, v, parameters, weights, channels_last, p)
+    """Fills `outputs`: out, v, and where they have elements i, membrane and saved."""
+    common = _common(x, v, i, parameters, weights, channels_last, p)
     native.call("lif_forward", **common, **_addresses(outputs))
 
 
 def lif_backward(
     x: Tensor,
     v: Tensor | None,
+    i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
     inputs: dict[str, Tensor | None],
@@ -85,11 +97,11 @@ def lif_backward(
     wanted: Wanted,
     p: Neuron,
 ) -> tuple[Tensor, Tensor]:
-    """Fills `outputs` (dx, dv0, where they have elements) and returns dparameters (2 or 5, C) and dweights (T), fp64.
+    """Fills `outputs` (dx, dv0, di0, where they have elements), returns dparameters (2 or 6, C) and dweights (T), fp64.
 
-    `inputs`: saved, dout, dv, dmembrane, center_of_x (see csrc/calls.h).
+    `inputs`: saved, dout, dv, di, dmembrane, center_of_x (see csrc/calls.h).
     """
-    arguments = _common(x, v, parameters, weights, channels_last, p)
+    arguments = _common(x, v, i, parameters, weights, channels_last, p)
     affine = parameters is not None and len(parameters) == 2
     bits = wanted.parameters << AFFINE.start if affine else wanted.parameters
     numbers = {"dtype": torch.float64, "device": x.device}

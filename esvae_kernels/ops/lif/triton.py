@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from ... import tiles
 from ...surrogate.triton import slope, smooth
@@ -25,9 +26,9 @@ _THREADS = 32 * _WARPS
 _GROUP = 4  # time steps whose loads are under way at once
 _REGISTERS = 168  # a thread of the backward: three programs on a multiprocessor of 65536
 _MANY_REGISTERS = 208  # where that does not do. Without a limit the assembler may spill to fit a program more
-_HARD, _SOFT, _DELAYED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(3)  # of reference.RESETS
+_HARD, _SOFT, _DELAYED, _AT_ONCE = (tl.constexpr(k) for k in (0, 1, 3, 4))  # of reference.RESETS
 _RATE, _WEIGHTS = tl.constexpr(1), tl.constexpr(2)  # of reference.READOUTS
-_DECAY, _GAIN, _REST, _THRESHOLD, _V_RESET = (tl.constexpr(1 << k) for k in range(5))  # bits of `WANTED`
+_DECAY, _GAIN, _REST, _THRESHOLD, _V_RESET, _SYNAPSE = (tl.constexpr(1 << k) for k in range(6))  # bits of `WANTED`
 _CHUNK = tl.constexpr(CHUNK)
 
 
@@ -44,6 +45,9 @@ class _Kind(NamedTuple):
     SMOOTH: bool
     READOUT: int
     CONSTANT: bool
+    SYNAPTIC: bool
+    SEVERAL: bool
+    FLOOR: bool  # there is a v_min
     FIRST: int  # the parameters that come per channel: PARAMETERS[FIRST : FIRST + ROWS]
     ROWS: int
     UNIT_GAIN: bool  # the gain is 1 everywhere: a multiplication less, each way
@@ -58,16 +62,29 @@ class _Cells(NamedTuple):
     rest: Any
     threshold: Any
     v_reset: Any
+    synapse: Any
+    v_min: Any
     center: Any
     shape: Any
     scale: Any
 
 
 @triton.jit
+def _divided(a, b):
+    """a / b, rounded correctly: in fp32 `/` is not."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@triton.jit
 def _fire(n, m, KIND: tl.constexpr):
-    """The spike at membrane potential m."""
+    """The spike at membrane potential m, or the number of spikes."""
     if KIND.SMOOTH:
         return smooth(m - (n.threshold + n.center), KIND.SURROGATE, n.shape, n.scale)
+    elif KIND.SEVERAL:
+        return tl.where(m > 0, libdevice.trunc(_divided(m, n.threshold)), 0)
     elif KIND.STRICT:
         return (m > n.threshold).to(m.dtype)
     else:
@@ -85,23 +102,43 @@ def _amplify(n, x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _membrane(n, v, x, KIND: tl.constexpr):
+def _filter(n, i, x, KIND: tl.constexpr):
+    """c_t and i_t from i_{t-1}."""
+    if KIND.SYNAPTIC:
+        c = i + x
+        return c, n.synapse * c
+    else:
+        return x, i
+
+
+@triton.jit
+def _membrane(n, v, c, KIND: tl.constexpr):
     """m_t from v_{t-1}."""
-    m = n.decay * v + (_amplify(n, x, KIND) + n.rest)
-    if KIND.RESET == _DELAYED:
+    m = n.decay * v + (_amplify(n, c, KIND) + n.rest)
+    if KIND.RESET == _DELAYED or KIND.RESET == _AT_ONCE:
         m = m - n.threshold * _fire(n, v, KIND)
     return m
 
 
 @triton.jit
-def _reset(n, m, s, KIND: tl.constexpr):
-    """v_t."""
+def _fired(s, KIND: tl.constexpr):
+    """Whether a neuron fired: what the hard reset looks at."""
+    return tl.minimum(s, 1) if KIND.SEVERAL else s
+
+
+@triton.jit
+def _reset(n, m, s, v, KIND: tl.constexpr):
+    """v_t. v = v_{t-1}, which only the reset at once looks at."""
     if KIND.RESET == _HARD:
-        return m * (1 - s) + n.v_reset * s
+        r = _fired(s, KIND)
+        after = m * (1 - r) + n.v_reset * r
     elif KIND.RESET == _SOFT:
-        return m - n.threshold * s
+        after = m - n.threshold * s
+    elif KIND.RESET == _AT_ONCE:
+        after = m - n.threshold * (s - _fire(n, v, KIND))
     else:
-        return m
+        after = m
+    return tl.where(after <= n.v_min, n.v_min, after) if KIND.FLOOR else after
 
 
 @triton.jit
@@ -112,7 +149,7 @@ def _spike_adjoint(n, m, ds, dv, later, KIND: tl.constexpr):
         return ds
     elif KIND.RESET == _HARD:
         return ds + dv * (n.v_reset - m)
-    elif KIND.RESET == _SOFT:
+    elif KIND.RESET == _SOFT or KIND.RESET == _AT_ONCE:
         return ds - dv * n.threshold
     elif KIND.RESET == _DELAYED:
         return ds + later
@@ -122,9 +159,9 @@ def _spike_adjoint(n, m, ds, dv, later, KIND: tl.constexpr):
 
 @triton.jit
 def _membrane_adjoint(n, s, ds_in_all, slope, dv, KIND: tl.constexpr):
-    """dL/dm_t; dL/dv_{t-1} = decay * dL/dm_t, dL/dx_t = gain * dL/dm_t."""
+    """dL/dm_t; dL/dv_{t-1} = decay * dL/dm_t, dL/dc_t = gain * dL/dm_t and what comes from i_t."""
     if KIND.RESET == _HARD:
-        return ds_in_all * slope + dv * (1 - s)
+        return ds_in_all * slope + dv * (1 - _fired(s, KIND))
     else:
         return ds_in_all * slope + dv
 
@@ -185,58 +222,56 @@ def _state(tensor, here, R: tl.constexpr):
 
 @triton.jit
 def _cells(
-    parameters, channels, decay, gain, rest, threshold, v_reset, center, shape, scale, here, R: tl.constexpr,
-    CHANNELS: tl.constexpr, KIND: tl.constexpr,
+    parameters, channels, decay, gain, rest, threshold, v_reset, synapse, v_min, center, shape, scale, here,
+    R: tl.constexpr, CHANNELS: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The neurons of a tile. `parameters`: (KIND.ROWS, channels), those that come per channel."""
-    numbers, values = (decay, gain, rest, threshold, v_reset), ()
-    for k in tl.static_range(5):
+    numbers, values = (decay, gain, rest, threshold, v_reset, synapse), ()
+    for k in tl.static_range(6):
         value = tl.cast(numbers[k], R)
         if k >= KIND.FIRST and k < KIND.FIRST + KIND.ROWS:
             row = parameters + (k - KIND.FIRST) * channels
             value = tiles.per_channel(row, value, here.row, here.column, channels, CHANNELS)
         values += (value,)
-    return _Cells(values[0], values[1], values[2], values[3], values[4], tl.cast(center, R), shape, scale)
+    return _Cells(
+        values[0], values[1], values[2], values[3], values[4], values[5], tl.cast(v_min, R), tl.cast(center, R), shape,
+        scale,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ forward
 
 
-@triton.jit
-def _divided(a, b):
-    """a / b, rounded correctly: in fp32 `/` is not."""
-    if a.dtype == tl.float32:
-        return tl.div_rn(a, b)
-    else:
-        return a / b
-
-
 @tiles.jit
 def _lif_forward(
-    x, v0, parameters, weights, out, v_last, membrane, saved,
+    x, v0, i0, parameters, weights, out, v_last, i_last, membrane, saved,
     rows: tl.int64, columns: tl.int64, channels: tl.int64, steps: tl.int64, stored: tl.int64,
     decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
-    center: tl.float64, shape: tl.float64, scale: tl.float64,
+    synapse: tl.float64, v_min: tl.float64, center: tl.float64, shape: tl.float64, scale: tl.float64,
     CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
     KIND: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = v_last.dtype.element_ty
     here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
     n = _cells(
-        parameters, channels, decay, gain, rest, threshold, v_reset, center, shape, scale, here, R, CHANNELS, KIND
-    )
-    v, total = _state(v0, here, R), tl.zeros(here.at.shape, R)
+        parameters, channels, decay, gain, rest, threshold, v_reset, synapse, v_min, center, shape, scale, here, R,
+        CHANNELS, KIND,
+    )  # fmt: skip
+    v, i, total = _state(v0, here, R), _state(i0, here, R), tl.zeros(here.at.shape, R)
     for first in range(0, steps, GROUP):
         chunk = first // _CHUNK
         if (first == chunk * _CHUNK) & (chunk > 0) & (chunk <= stored):
             _store(saved, chunk - 1, here, v)
+            if KIND.SYNAPTIC:
+                _store(saved, stored + chunk - 1, here, i)
         xs = _load_group(x, first, here, KIND.CONSTANT, GROUP)
         for k in tl.static_range(GROUP):
             t = first + k
             if t < steps:
-                m = _membrane(n, v, xs[k].to(R), KIND)
+                c, i = _filter(n, i, xs[k].to(R), KIND)
+                m = _membrane(n, v, c, KIND)
                 s = _fire(n, m, KIND)
-                v = _reset(n, m, s, KIND)
+                v = _reset(n, m, s, v, KIND)
                 if membrane is not None:
                     _store(membrane, t, here, m)
                 if KIND.READOUT == _WEIGHTS:
@@ -250,95 +285,148 @@ def _lif_forward(
             total = _divided(total, steps.to(R))
         _store(out, 0, here, total)
     _store(v_last, 0, here, v)
+    if KIND.SYNAPTIC:
+        _store(i_last, 0, here, i)
 
 
 # ----------------------------------------------------------------------------------------------------------- backward
 
 
 @triton.jit
-def _walk(n, x, v, first, here, KIND: tl.constexpr, GROUP: tl.constexpr):
-    """The membrane potentials of a group of steps from v on, and v after them."""
-    xs, ms = _load_group(x, first, here, KIND.CONSTANT, GROUP), ()
+def _walk(n, x, v, i, first, here, KIND: tl.constexpr, GROUP: tl.constexpr):
+    """The membrane potentials of a group of steps from v and i on, the potentials before each, and v and i after
+    them."""
+    xs, ms, vs = _load_group(x, first, here, KIND.CONSTANT, GROUP), (), ()
     for k in tl.static_range(GROUP):
-        m = _membrane(n, v, xs[k].to(v.dtype), KIND)
-        v = _reset(n, m, _fire(n, m, KIND), KIND)
+        c, i = _filter(n, i, xs[k].to(v.dtype), KIND)
+        m = _membrane(n, v, c, KIND)
         ms += (m,)
-    return ms, v
+        vs += (v,)
+        v = _reset(n, m, _fire(n, m, KIND), v, KIND)
+    return ms, vs, v, i
+
+
+@triton.jit
+def _after(n, m, KIND: tl.constexpr):
+    """v_t from m_t alone, where the reset is not at once."""
+    return _reset(n, m, _fire(n, m, KIND), m, KIND)
+
+
+@triton.jit
+def _start(first, saved, row, chunk, here, R: tl.constexpr):
+    """v or i before a chunk: `first` before the first one, else of the rows of `saved` from `row` on."""
+    if chunk > 0:  # noqa: SIM108 - a branch, where `a if b else c` loads both
+        value = _load(saved, row + chunk - 1, here)
+    else:
+        value = _state(first, here, R)
+    return value
 
 
 class _Adjoints(NamedTuple):
-    """What the backward carries from a step to the one before: dL/dv, dL/d(earlier spike) of the delayed reset, and
-    sums over time. What is not asked for stays zero, and costs nothing."""
+    """What the backward carries from a step to the one before: dL/dv, dL/di, dL/d(earlier spike) of the delayed reset,
+    and sums over time. What is not asked for stays zero, and costs nothing.
+
+    Behind a synapse the gradient of the gain, the sum of dm_t c_t, is summed over x, so that no c need be known: c_t is
+    the sum of synapse^(t-k) x_k over k <= t, so x_k counts dm_k and synapse times what x_{k+1} counts. The gradient of
+    the synapse, the sum of dL/di_t c_t, likewise."""
 
     dv: Any
+    di: Any
     later: Any
+    of_gain: Any  # what x counts in the gradient of the gain
+    of_synapse: Any  # and in that of the synapse
     dx: Any  # of a constant input
     decay: Any
     gain: Any
     rest: Any
     threshold: Any
     v_reset: Any
+    synapse: Any
 
 
 @triton.jit
 def _step_back(n, a, m, v, x, ds, recorded, KIND: tl.constexpr):
-    """From the adjoints `a` of step t: the spike, dL/dm_t and the adjoints of the step before.
+    """From the adjoints `a` of step t: the spike, dL/dx_t and the adjoints of the step before.
 
     v is the potential before the step, ds the gradient of its spike as an output, `recorded` that of a recorded m."""
-    s, slope = _fire(n, m, KIND), _slope(n, m, KIND)
-    in_all = _spike_adjoint(n, m, ds, a.dv, a.later, KIND)
-    dm = _membrane_adjoint(n, s, in_all, slope, a.dv, KIND)
+    s, slope, dv = _fire(n, m, KIND), _slope(n, m, KIND), a.dv
+    if KIND.FLOOR:
+        dv = tl.where(_reset(n, m, s, v, KIND) <= n.v_min, 0, dv)
+    in_all = _spike_adjoint(n, m, ds, dv, a.later, KIND)
+    dm = _membrane_adjoint(n, s, in_all, slope, dv, KIND)
     if recorded is not None:
         dm += recorded.to(dm.dtype)
     later, dx, decay, gain, rest, threshold, v_reset = a.later, a.dx, a.decay, a.gain, a.rest, a.threshold, a.v_reset
+    di, of_gain, of_synapse, synapse = a.di, a.of_gain, a.of_synapse, a.synapse
     if _THRESHOLD & KIND.WANTED:
         threshold -= in_all * slope
         if KIND.RESET == _SOFT:
-            threshold -= a.dv * s
+            threshold -= dv * s
         elif KIND.RESET == _DELAYED:
             threshold -= dm * _fire(n, v, KIND)
+        elif KIND.RESET == _AT_ONCE:
+            earlier = _fire(n, v, KIND)
+            threshold -= dm * earlier + dv * (s - earlier)
     if _V_RESET & KIND.WANTED and KIND.RESET == _HARD:
-        v_reset += a.dv * s
+        v_reset += dv * _fired(s, KIND)
     if _DECAY & KIND.WANTED:
         decay += dm * v
     if _GAIN & KIND.WANTED:
-        gain += dm * x
+        of_gain = dm + n.synapse * of_gain if KIND.SYNAPTIC else dm
+        gain += of_gain * x
     if _REST & KIND.WANTED:
         rest += dm
+    if _SYNAPSE & KIND.WANTED and KIND.SYNAPTIC:
+        of_synapse = di + n.synapse * of_synapse
+        synapse += of_synapse * x
+    dc = _amplify(n, dm, KIND)
+    if KIND.SYNAPTIC:
+        dc += n.synapse * di
+        di = dc
     if KIND.CONSTANT:
-        dx += _amplify(n, dm, KIND)
+        dx += dc
+    dv = n.decay * dm
     if KIND.RESET == _DELAYED and not KIND.DETACH:
         later = -n.threshold * dm
-    return s, dm, _Adjoints(n.decay * dm, later, dx, decay, gain, rest, threshold, v_reset)
+        if KIND.FLOOR:  # not with the step before: where v is v_min the earlier spike is one at v_min, not at m
+            through = later * _slope(n, v, KIND)
+            dv, later, threshold = dv + through, a.later, threshold - through
+    return s, dc, _Adjoints(
+        dv, di, later, of_gain, of_synapse, dx, decay, gain, rest, threshold, v_reset, synapse
+    )  # fmt: skip
 
 
 @triton.jit
 def _group_back(
-    n, a, ms, v, x, x_center, weights, dout, dmembrane, dx, dweights, first, here, KIND: tl.constexpr,
+    n, a, ms, vs, v, x, x_center, weights, dout, dmembrane, dx, dweights, first, here, KIND: tl.constexpr,
     GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The steps of a group from the last to the first, from their membrane potentials and the potential v before."""
+    """The steps of a group from the last to the first, from their membrane potentials and the potential v before, or
+    where the reset is at once from the potentials vs before each."""
     R: tl.constexpr = v.dtype
     douts = _load_group(dout, first, here, KIND.READOUT != 0, GROUP)
     recorded = _load_group(dmembrane, first, here, False, GROUP)
-    xs = _load_group(x if _GAIN & KIND.WANTED else None, first, here, KIND.CONSTANT, GROUP)
+    BY_X: tl.constexpr = (_GAIN | _SYNAPSE) & KIND.WANTED  # sums over x are asked for
+    xs = _load_group(x if BY_X else None, first, here, KIND.CONSTANT, GROUP)
     for k in tl.static_range(GROUP - 1, -1, -1):
         t = first + k
         if t < here.steps:
             before = v
-            if k > 0:
-                before = _reset(n, ms[k - 1], _fire(n, ms[k - 1], KIND), KIND)
+            if KIND.RESET == _AT_ONCE:
+                before = vs[k]
+            elif k > 0:
+                before = _after(n, ms[k - 1], KIND)
             dout_t = tl.zeros_like(v) if dout is None else douts[k].to(R)
             ds = dout_t
             if KIND.READOUT == _RATE:
                 ds = ds * (1 / here.steps.to(R))
             elif KIND.READOUT == _WEIGHTS:
                 ds = ds * tl.load(weights + t).to(R)
-            x_t = xs[k].to(R) - x_center if _GAIN & KIND.WANTED else None
+            x_t = xs[k].to(R) - x_center if BY_X else None
             recorded_t = recorded[k] if dmembrane is not None else None
-            s, dm, a = _step_back(n, a, ms[k], before, x_t, ds, recorded_t, KIND)
+            s, dx_t, a = _step_back(n, a, ms[k], before, x_t, ds, recorded_t, KIND)
             if dx is not None and not KIND.CONSTANT:
-                _store(dx, t, here, _amplify(n, dm, KIND))
+                _store(dx, t, here, dx_t)
             if dweights is not None:
                 part = tl.sum(tl.where(here.mask, dout_t * s, 0).to(tl.float64))
                 tl.store(dweights + tl.program_id(0).to(tl.int64) * here.steps + t, part)
@@ -347,60 +435,67 @@ def _group_back(
 
 @tiles.jit
 def _lif_backward(
-    x, v0, parameters, weights, saved, dout, dv_last, dmembrane, center_of_x, dx, dv0, dparameters, dweights,
+    x, v0, i0, parameters, weights, saved, dout, dv_last, di_last, dmembrane, center_of_x, dx, dv0, di0, dparameters,
+    dweights,
     rows: tl.int64, columns: tl.int64, channels: tl.int64, steps: tl.int64,
     decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
-    center: tl.float64, shape: tl.float64, scale: tl.float64,
+    synapse: tl.float64, v_min: tl.float64, center: tl.float64, shape: tl.float64, scale: tl.float64,
     CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
     KIND: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = saved.dtype.element_ty
     here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
     n = _cells(
-        parameters, channels, decay, gain, rest, threshold, v_reset, center, shape, scale, here, R, CHANNELS, KIND
-    )
+        parameters, channels, decay, gain, rest, threshold, v_reset, synapse, v_min, center, shape, scale, here, R,
+        CHANNELS, KIND,
+    )  # fmt: skip
     zero = tl.zeros(here.at.shape, R)
     x_center = zero
     if center_of_x is not None:
         x_center += tiles.per_channel(center_of_x, 0, here.row, here.column, channels, CHANNELS)
-    a = _Adjoints(_state(dv_last, here, R), zero, zero, zero, zero, zero, zero, zero)
+    a = _Adjoints(
+        _state(dv_last, here, R), _state(di_last, here, R), zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    )
     last = steps
     while last > 0:  # written so that LLVM sees no regular stride: it would keep a pointer for every row of a span
         first = (last - 1) // SPAN * SPAN
         last = first
         chunk = first // _CHUNK
-        if chunk > 0:  # noqa: SIM108 - a branch, where `a if b else c` loads both
-            v = _load(saved, chunk - 1, here)
-        else:
-            v = _state(v0, here, R)
+        v = _start(v0, saved, 0, chunk, here, R)
+        i = _start(i0, saved, (steps - 1) // _CHUNK, chunk, here, R) if KIND.SYNAPTIC else zero
         for t in range(chunk * _CHUNK, first, GROUP):
-            _, v = _walk(n, x, v, t, here, KIND, GROUP)
-        start, membranes = v, ()
+            _, _, v, i = _walk(n, x, v, i, t, here, KIND, GROUP)
+        start, membranes, befores = v, (), ()
         for g in tl.static_range(SPAN // GROUP):
-            ms = (zero,) * GROUP
+            ms, vs = (zero,) * GROUP, (zero,) * GROUP
             if first + g * GROUP < steps:
-                ms, v = _walk(n, x, v, first + g * GROUP, here, KIND, GROUP)
-            membranes += ms
+                ms, vs, v, i = _walk(n, x, v, i, first + g * GROUP, here, KIND, GROUP)
+            membranes, befores = membranes + ms, befores + vs
         for g in tl.static_range(SPAN // BACK - 1, -1, -1):
             if first + g * BACK < steps:
                 before = start
-                if g > 0:
-                    m = membranes[g * BACK - 1]
-                    before = _reset(n, m, _fire(n, m, KIND), KIND)
+                if g > 0 and KIND.RESET != _AT_ONCE:
+                    before = _after(n, membranes[g * BACK - 1], KIND)
                 a = _group_back(
-                    n, a, membranes[g * BACK : g * BACK + BACK], before, x, x_center, weights, dout, dmembrane, dx,
-                    dweights, first + g * BACK, here, KIND, BACK,
+                    n, a, membranes[g * BACK : g * BACK + BACK], befores[g * BACK : g * BACK + BACK], before, x,
+                    x_center, weights, dout, dmembrane, dx, dweights, first + g * BACK, here, KIND, BACK,
                 )  # fmt: skip
-    if KIND.RESET == _DELAYED and not KIND.DETACH:  # the first step's earlier spike is that at v0
+    dv, gain, threshold, synapse = a.dv, a.gain, a.threshold, a.synapse
+    if KIND.RESET == _DELAYED and not (KIND.DETACH or KIND.FLOOR):  # the first step's earlier spike is that at v0
         through = a.later * _slope(n, _state(v0, here, R), KIND)
-        a = _Adjoints(a.dv + through, a.later, a.dx, a.decay, a.gain, a.rest, a.threshold - through, a.v_reset)
+        dv, threshold = dv + through, threshold - through
+    if i0 is not None:
+        i_first = _state(i0, here, R)
+        gain, synapse = gain + a.of_gain * i_first, synapse + a.of_synapse * i_first
     if KIND.CONSTANT and dx is not None:
         _store(dx, 0, here, a.dx)
     if dv0 is not None:
-        _store(dv0, 0, here, a.dv)
+        _store(dv0, 0, here, dv)
+    if di0 is not None:
+        _store(di0, 0, here, a.di)
     if dparameters is not None:
-        sums = (a.decay, a.gain, a.rest, a.threshold, a.v_reset)
-        for k in tl.static_range(5):
+        sums = (a.decay, gain, a.rest, threshold, a.v_reset, synapse)
+        for k in tl.static_range(6):
             if k >= KIND.FIRST and k < KIND.FIRST + KIND.ROWS:
                 tiles.store_sums(
                     dparameters, k - KIND.FIRST, KIND.ROWS, sums[k], here.mask, here.row, here.column, rows, columns,
@@ -414,6 +509,7 @@ def _lif_backward(
 def _common(
     x: Tensor,
     v: Tensor | None,
+    i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
     channels_last: bool,
@@ -436,6 +532,9 @@ def _common(
         SMOOTH=p.smooth,
         READOUT=p.readout,
         CONSTANT=p.constant,
+        SYNAPTIC=p.synaptic,
+        SEVERAL=p.several,
+        FLOOR=p.v_min > -math.inf,
         FIRST=first,
         ROWS=rows,
         UNIT_GAIN=not rows and p.gain == 1,
@@ -446,9 +545,9 @@ def _common(
         per_thread = min(per_thread, 16 // state_dtype(x.dtype).itemsize)
         layout = tiles.tiles(size, channels, inner, _THREADS * per_thread)
     numbers = dict(zip(PARAMETERS, p.numbers(), strict=True))
-    surrogate = {"center": p.center, "shape": p.shape, "scale": p.scale}
-    tensors = {"x": x, "v0": v, "parameters": parameters, "weights": weights}
-    return layout, tensors | layout._asdict() | numbers | surrogate | {"steps": p.steps, "KIND": kind, "GROUP": _GROUP}
+    numbers |= {"v_min": p.v_min, "center": p.center, "shape": p.shape, "scale": p.scale, "steps": p.steps}
+    tensors = {"x": x, "v0": v, "i0": i, "parameters": parameters, "weights": weights}
+    return layout, tensors | layout._asdict() | numbers | {"KIND": kind, "GROUP": _GROUP}
 
 
 def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
@@ -459,25 +558,34 @@ def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
 def lif(
     x: Tensor,
     v: Tensor | None,
+    i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
     outputs: dict[str, Tensor],
     channels_last: bool,
     p: Neuron,
 ) -> None:
-    """Fills `outputs`: out, v, and where they have elements membrane and saved."""
+    """Fills `outputs`: out, v, and where they have elements i, membrane and saved."""
     if not x.numel():
         return
     out, membrane, saved = outputs["out"], outputs["membrane"] if p.record else None, outputs["saved"]
     per_thread = _per_thread(x, None if p.readout else out, membrane)
-    layout, arguments = _common(x, v, parameters, weights, channels_last, per_thread, 0, p)
-    arguments |= {"out": out, "v_last": outputs["v"], "membrane": membrane, "saved": saved, "stored": len(saved)}
+    layout, arguments = _common(x, v, i, parameters, weights, channels_last, per_thread, 0, p)
+    arguments |= {
+        "out": out,
+        "v_last": outputs["v"],
+        "i_last": outputs["i"] if p.synaptic else None,
+        "membrane": membrane,
+        "saved": saved,
+        "stored": len(saved) // (2 if p.synaptic else 1),
+    }
     tiles.launch(_lif_forward, layout.grid, num_warps=_WARPS, **arguments)
 
 
 def lif_backward(
     x: Tensor,
     v: Tensor | None,
+    i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
     inputs: dict[str, Tensor | None],
@@ -486,9 +594,10 @@ def lif_backward(
     wanted: Wanted,
     p: Neuron,
 ) -> tuple[Tensor, Tensor]:
-    """Fills `outputs` (dx, dv0, where they are wanted) and returns dparameters (2 or 5, C) and dweights (T), fp64.
+    """Fills `outputs` (dx, dv0, di0, where they are wanted) and returns dparameters (2 or 6, C) and dweights (T), fp64.
 
-    `inputs`: saved, dout, dv, dmembrane, center_of_x (the gradient of the gain is that of gain * (x - center_of_x)).
+    `inputs`: saved, dout, dv, di, dmembrane, center_of_x (the gradient of the gain is that of gain * (x - center_of_x);
+    without a synapse only).
     """
     rows, channels = (len(PARAMETERS), 1) if parameters is None else parameters.shape
     dparameters = x.new_zeros((rows, channels if wanted.parameters else 0), dtype=torch.float64)
@@ -497,23 +606,28 @@ def lif_backward(
         return dparameters, dweights
     dout, dmembrane = inputs["dout"], inputs["dmembrane"]
     per_thread, state = _per_thread(x, None if p.readout else dout, dmembrane), state_dtype(x.dtype).itemsize
-    many = rows == len(PARAMETERS) and bool(wanted.parameters)  # five sums over time, in as many registers
+    many = rows == len(PARAMETERS) and bool(wanted.parameters)  # five or six sums over time, in as many registers
     if many:
         per_thread = min(per_thread, 4) if state == 4 else 1
-    layout, arguments = _common(x, v, parameters, weights, channels_last, per_thread, wanted.parameters, p)
+    layout, arguments = _common(x, v, i, parameters, weights, channels_last, per_thread, wanted.parameters, p)
     parameter_sums = layout.partial_sums(rows, x) if wanted.parameters else None
     weight_sums = x.new_empty((*layout.grid, p.steps), dtype=torch.float64) if wanted.weights else None
+    kept = layout.TILE_ROWS * layout.TILE_COLUMNS * state  # bytes for each step of a span: m
+    if p.reset == _AT_ONCE.value:
+        kept *= 2  # and v before it, which m alone does not give
     arguments |= {
         "saved": inputs["saved"],
         "dout": dout,
         "dv_last": inputs["dv"],
+        "di_last": inputs["di"],
         "dmembrane": dmembrane,
         "center_of_x": inputs["center_of_x"],
         "dx": outputs["dx"] if wanted.x else None,
         "dv0": outputs["dv0"] if wanted.v else None,
+        "di0": outputs["di0"] if wanted.i else None,
         "dparameters": parameter_sums,
         "dweights": weight_sums,
-        "SPAN": CHUNK if layout.TILE_ROWS * layout.TILE_COLUMNS * state <= 16 * _THREADS else CHUNK // 2,
+        "SPAN": CHUNK if kept <= 16 * _THREADS else CHUNK // 2,
         "BACK": 2 if wanted.parameters or dmembrane is not None else 4,
     }
     registers = _MANY_REGISTERS if many or wanted.weights or state == 8 else _REGISTERS

@@ -26,7 +26,7 @@ from ..lif.reference import state_dtype
 _WORD = 0xFFFFFFFF
 
 
-def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(counter: list[Tensor], key: tuple[int | Tensor, int | Tensor]) -> list[Tensor]:
     """Four words per counter; words are int64 tensors with values in [0, 2^32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -37,8 +37,8 @@ def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def uniforms(ids: Tensor, elements: int, steps: int, seed: int, dtype: torch.dtype) -> Tensor:
-    """u (T, N, elements) for the samples `ids` (N)."""
+def uniforms(ids: Tensor, elements: int, steps: int, seed: int | Tensor, dtype: torch.dtype) -> Tensor:
+    """u (T, N, elements) for the samples `ids` (N). The seed: a number, or an int64 tensor of one element."""
     groups = -(-steps // 4)
     shape = (groups, len(ids), elements)
     element = torch.arange(elements, device=ids.device).expand(shape)
