@@ -1,8 +1,8 @@
 """The drop-in layers and networks made of them, before and after `convert`.
 
 SpikingJelly: each layer over T = 16 steps, in one call or step by step as its tutorials do, and training steps of a
-VGG-style and a spike-element-wise residual network (those of the tests) on digits. Each entry first has to agree: the
-same spikes but where rounding decides, the same loss.
+VGG-style and a spike-element-wise residual network (those of the tests) on real images. Each entry first has to agree:
+the same spikes but where rounding decides, the same loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from esvae_kernels.dropin import spikingjelly
 
 # The networks are the tests'. Appended: bench's own conftest has to come first.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "dropin"))
-from spikingjelly_models import digits, sew_resnet, train_step, vgg
+from real_data import images as real_images
+from spikingjelly_models import sew_resnet, train_step, vgg
 
 STEPS, OURS, THEIRS = 16, "ours", "SpikingJelly"
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -112,7 +113,7 @@ class Network(NamedTuple):
 @pytest.mark.parametrize("case", [Network("VGG-style", vgg), Network("SEW-ResNet", sew_resnet)], ids=lambda c: c.name)
 def test_network(case: Network, entry: str, smoke: bool, measure: Callable[..., None]) -> None:
     case = case._replace(images=2, side=8, width=4) if smoke else case
-    images, labels = digits(case.images, case.side)
+    images, labels = real_images(case.images, case.side)
     torch.manual_seed(0)
     networks = {THEIRS: case.make(case.width)}
     networks[OURS] = copy.deepcopy(networks[THEIRS])

@@ -1,8 +1,8 @@
 """snnTorch's Leaky and a convolutional network of it, before and after `convert`, and as one call over time.
 
 Each layer over T = 16 steps, forward and backward: snnTorch's loop, the same loop with the converted layer, and its
-`sequence` ("ours"). Training steps of the network of the tests on digits: snnTorch's loop, the loop over the converted
-network, and `unroll` of it ("ours"). Each entry first has to agree with snnTorch's loop.
+`sequence` ("ours"). Training steps of the network of the tests on real images: snnTorch's loop, the loop over the
+converted network, and `unroll` of it ("ours"). Each entry first has to agree with snnTorch's loop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from esvae_kernels.dropin.snntorch import Leaky
 
 # The network is the tests'. Appended: bench's own conftest has to come first.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "dropin"))
-from test_snntorch_models import digits, fused, loop, network, train_step
+from test_snntorch_models import batch, fused, loop, network, train_step
 
 STEPS, OURS, CONVERTED, THEIRS = 16, "ours", "converted, loop", "snnTorch"
 ENTRIES = pytest.mark.parametrize("entry", [OURS, CONVERTED, THEIRS])
@@ -102,7 +102,7 @@ def test_layer(case: Layer, entry: str, elements: int, measure: Callable[..., No
 @ENTRIES
 def test_network(entry: str, smoke: bool, measure: Callable[..., None]) -> None:
     images, width = (4, 4) if smoke else (64, 32)
-    data = digits(0, images)
+    data = batch(0, images)
     made = {name: network(width) for name in (entry, THEIRS)}
     if entry != THEIRS:
         convert(made[entry], strict=True)

@@ -19,7 +19,12 @@ from types import ModuleType
 
 from torch import nn
 
-LIBRARIES = (("spikingjelly", "esvae_kernels.dropin.spikingjelly"), ("snntorch", "esvae_kernels.dropin.snntorch"))
+LIBRARIES = (
+    ("spikingjelly", "esvae_kernels.dropin.spikingjelly"),
+    ("snntorch", "esvae_kernels.dropin.snntorch"),
+    ("norse", "esvae_kernels.dropin.norse"),
+    ("sinabs", "esvae_kernels.dropin.sinabs"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def convert(model: nn.Module, *, strict: bool = False) -> Report:
         cls, library, why_not = type(layer), _library_class(type(layer), module), None
         if cls in module.REPLACEMENTS:
             ours = module.REPLACEMENTS[cls]
-            why_not = ours.why_not(layer)
+            why_not = _on_several_devices(layer) or ours.why_not(layer)
             if why_not is None:
                 swaps.append((layer, ours))
         elif cls in module.REPLACEMENTS.values():  # replaced before
@@ -116,6 +121,11 @@ def _neurons(model: nn.Module) -> Iterator[tuple[str, nn.Module, ModuleType]]:
         for module in modules:
             if isinstance(layer, module.NEURONS):
                 yield name, layer, module
+
+
+def _on_several_devices(layer: nn.Module) -> str | None:
+    devices = {str(tensor.device) for tensor in (*layer.parameters(), *layer.buffers())}
+    return f"its tensors are on several devices: {', '.join(sorted(devices))}" if len(devices) > 1 else None
 
 
 def _library_class(cls: type, module: ModuleType) -> type | None:

@@ -22,12 +22,13 @@ import snntorch
 import torch
 from snntorch import surrogate as theirs
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..native import DTYPES
 from ..ops.lif import lif
 from ..ops.lif.reference import state_dtype
 from ..surrogate import ATan, FastSigmoid, PiecewiseExp, Sigmoid, StraightThrough, Surrogate
+from . import parameters
+from .folding import BATCH_STATISTICS, RANDOM, STATELESS, fixed_statistics, hooked
 
 __all__ = ["NEURONS", "REPLACEMENTS", "Leaky", "unroll"]
 
@@ -129,11 +130,9 @@ class Leaky(snntorch.Leaky):
         if _mechanism(layer) is None:
             return f"state_function: got {_shown(layer.state_function)}, the kernels know snnTorch's three resets"
         for name in ("beta", "threshold"):
-            value = getattr(layer, name)
-            if sum(size != 1 for size in value.shape) > 1:
-                return (
-                    f"{name}: got shape {tuple(value.shape)}, the kernels take one value, or one per channel (axis 1)"
-                )
+            reason = parameters.why_never(name, getattr(layer, name))
+            if reason:
+                return reason
         return None
 
     def why_slow(self, x: Tensor, mem: Tensor | None = None) -> str | None:
@@ -151,13 +150,9 @@ class Leaky(snntorch.Leaky):
         if x.dtype.itemsize == 2 and _mechanism(self) == "none":
             return f"reset_mechanism: 'none' keeps the potential in {x.dtype}, the kernels in {state}"
         for name in ("beta", "threshold"):
-            value = getattr(self, name)
-            if value.numel() != 1 and value.numel() != _channels_of(value, x):
-                return f"{name}: got shape {tuple(value.shape)}, not one value per channel (axis 1) of {tuple(x.shape)}"
-            if value.dim() > x.dim():
-                return f"{name}: got shape {tuple(value.shape)}, of more axes than {tuple(x.shape)}"
-            if value.dim() and torch.promote_types(value.dtype, state) != state:
-                return f"{name}: got {value.dtype}, which turns the potentials into it"
+            reason = parameters.why_not(name, getattr(self, name), x, state)
+            if reason:
+                return reason
         return None
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -190,15 +185,14 @@ class Leaky(snntorch.Leaky):
             (spikes, mem), each (T, N, *), mem (N, *) without `record`; spikes in fp32 as snnTorch's are. The last
             potential is kept as `layer.mem`. The layer's hooks expect single steps, and are not called.
 
-        `reset_delay=False` with "subtract" runs step by step: whether a neuron is above the threshold even after the
-        subtraction changes the next step, in a way that no kernel has; with "zero" it does where the threshold is below
-        0 or the given potential above it.
+        `reset_delay=False` with "zero" runs step by step where the threshold is below 0 or the given potential above
+        it; with "subtract" the potentials, where they are recorded, take a few small ops a step beside the kernel.
         """
         time = self._check_sequence(x, mem, steps)
         inner = x if steps is not None else x[0]
         slow = self.why_slow(inner, mem) is not None
         state = None if slow else self._state(inner.shape, mem)
-        if slow or not (self.reset_delay or self._resets_once(state)):
+        if slow or not self._is_one_call(state):
             return self._step_by_step(x.expand(time, *x.shape) if steps is not None else x, mem, record)
         spikes, potentials, self.mem = self._fused(x, state, steps, record)
         self._forget_reset()
@@ -227,23 +221,23 @@ class Leaky(snntorch.Leaky):
     def _neuron(self, x: Tensor) -> _Neuron:
         blind = self.spike_grad is snntorch.SpikingNeuron._surrogate_bypass
         surrogate = StraightThrough() if blind else surrogate_of(self.spike_grad)
-        decay = _value(self.beta, x)
+        decay, threshold = (parameters.as_value(value, state_dtype(x.dtype)) for value in (self.beta, self.threshold))
         decay = decay.clamp(0, 1) if isinstance(decay, Tensor) else min(max(decay, 0.0), 1.0)
-        return _Neuron(decay, _value(self.threshold, x), surrogate, blind)
+        return _Neuron(decay, threshold, surrogate, blind)
 
     def _step(self, x: Tensor, mem: Tensor | None) -> tuple[Tensor, Tensor]:
         """(spikes before grading, mem). The potential is that before the reset, which the next step does."""
         n, mechanism = self._neuron(x), _mechanism(self)
-        at_once = not self.reset_delay and mechanism != "none"
-        if at_once or mechanism == "zero":
+        at_once = not self.reset_delay
+        if mechanism == "zero":
             earlier = self._above(mem).to(torch.float32)
-        if mechanism == "zero" and mem is not None:
-            mem = (1 - earlier) * mem
-        reset = "delayed" if mechanism == "subtract" else "none"
-        spikes, mem = lif(x, mem, steps=1, **n.options(reset=reset, readout="rate"))  # of one step: the spikes
+            mem = None if mem is None else (1 - earlier) * mem
+        reset = ("at_once" if at_once else "delayed") if mechanism == "subtract" else "none"
+        options = n.options(reset=reset, detach_reset=n.blind or not at_once, readout="rate")  # of one step: the spikes
+        spikes, mem = lif(x, mem, steps=1, **options)
         spikes = spikes.detach() if n.blind else spikes
-        if at_once:
-            mem = mem - (spikes - earlier) * (self.threshold if mechanism == "subtract" else mem)
+        if at_once and mechanism == "zero":
+            mem = mem - (spikes - earlier) * mem
         return spikes, mem
 
     def _fused(
@@ -251,8 +245,8 @@ class Leaky(snntorch.Leaky):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(spikes before grading, the potentials where recorded, the last of them)."""
         n, mechanism = self._neuron(x), _mechanism(self)
-        at_once = not self.reset_delay and mechanism == "zero"
-        reset = {"subtract": "delayed", "zero": "hard", "none": "none"}[mechanism]
+        at_once = not self.reset_delay
+        reset = {"subtract": "at_once" if at_once else "delayed", "zero": "hard", "none": "none"}[mechanism]
         if mechanism == "zero" and mem is not None and not at_once:
             mem = (1 - self._above(mem).to(torch.float32)) * mem  # the kernel resets at the end of a step
         record = record or (mechanism == "zero" and not at_once)
@@ -262,9 +256,20 @@ class Leaky(snntorch.Leaky):
         if not recorded:
             return spikes, None, last
         (potentials,) = recorded
-        if at_once:
+        if at_once and mechanism == "zero":
             return spikes, potentials - spikes * potentials, last
+        if at_once and mechanism == "subtract":
+            return spikes, self._subtracted(potentials, spikes, mem), last
         return spikes, potentials, potentials[-1].clone() if mechanism == "zero" else last
+
+    def _subtracted(self, potentials: Tensor, spikes: Tensor, mem: Tensor | None) -> Tensor:
+        """The potentials after the subtraction of each step, which looks at that of the step before."""
+        earlier = []
+        with torch.no_grad():
+            for m, s in zip(potentials, spikes, strict=True):
+                earlier.append(self._above(mem).to(torch.float32).expand_as(m))
+                mem = m - (s - earlier[-1]) * self.threshold
+        return potentials - (spikes - torch.stack(earlier)) * self.threshold
 
     def _step_by_step(self, x: Tensor, mem: Tensor | None, record: bool) -> tuple[Tensor, Tensor]:
         spikes, potentials = [], []
@@ -279,12 +284,13 @@ class Leaky(snntorch.Leaky):
         """R, which has no gradient."""
         return self.threshold < 0 if mem is None else mem > self.threshold
 
-    def _resets_once(self, mem: Tensor | None) -> bool:
-        """With reset_delay=False: whether no potential is above the threshold after its reset, so that R is always 0.
-        Looks at the data, where it depends on it."""
-        mechanism = _mechanism(self)
-        if mechanism != "zero" or torch.compiler.is_compiling():
-            return mechanism == "none"
+    def _is_one_call(self, mem: Tensor | None) -> bool:
+        """Whether the kernels have a form for a sequence. For the reset to zero at once: if no potential is above the
+        threshold after it, so that R is always 0. Looks at the data, where it depends on it."""
+        if self.reset_delay or _mechanism(self) != "zero":
+            return True
+        if torch.compiler.is_compiling():
+            return False
         return not self._above(None if mem is None else mem.clamp(min=0)).any()
 
     def _graded(self, spikes: Tensor) -> Tensor:
@@ -308,41 +314,11 @@ def _mechanism(layer: snntorch.Leaky) -> str | None:
     return made if snntorch.SpikingNeuron.reset_dict[made] == int(layer.reset_mechanism_val) else None
 
 
-def _channels_of(value: Tensor, x: Tensor) -> int | None:
-    """How many channels `value` has that broadcasts with x (N, C, *) along axis 1 alone; None where it does not."""
-    at = value.dim() - x.dim() + 1  # axis 1 of x, of whose axes `value` may lack some in front
-    if at < 0 or any(size != 1 for k, size in enumerate(value.shape) if k != at):
-        return None
-    return x.shape[1]
-
-
-def _value(value: Tensor, x: Tensor) -> float | Tensor:
-    """As `lif` takes it. Numbers are quicker, but to read one from another device would wait for it."""
-    if value.numel() != 1 or value.requires_grad or not value.is_cpu or torch.compiler.is_compiling():
-        return value.reshape(-1) if value.is_floating_point() else value.reshape(-1).to(x.dtype)
-    number = float(value)
-    return number if math.isfinite(number) else value.reshape(-1)
-
-
-_ONES = WeakIdKeyDictionary()  # factor -> (its version, whether it is 1), of tensors that are not on the CPU
-
-
 def _is_one(factor: Tensor) -> bool:
     """Whether `factor` is a plain 1; False also where that cannot be told at once."""
     if factor.numel() != 1 or factor.requires_grad or torch.compiler.is_compiling():
         return False
-    return float(factor) == 1 if factor.is_cpu else _is_one_cached(factor)
-
-
-def _is_one_cached(factor: Tensor) -> bool:
-    """Waits for the device once per value, not once per call."""
-    if factor.is_inference():
-        return False
-    version, one = _ONES.get(factor, (None, False))
-    if version != factor._version:
-        one = float(factor) == 1
-        _ONES[factor] = (factor._version, one)
-    return one
+    return (factor.is_cpu or not factor.is_inference()) and parameters.number(factor) == 1
 
 
 def _shown(function: object) -> str:
@@ -350,18 +326,6 @@ def _shown(function: object) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- a loop over time
-
-_KINDS = ("Conv", "ConvTranspose", "MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool", "ConstantPad", "ZeroPad")
-# Each sample by itself, whatever the batch is, and nothing kept between calls.
-STATELESS = frozenset(getattr(nn, f"{kind}{d}d") for kind in _KINDS for d in (1, 2, 3)) | {
-    *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardtanh),
-    *(nn.Hardsigmoid, nn.Hardswish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
-}
-RANDOM = frozenset({nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout})
-BATCH_STATISTICS = frozenset(getattr(nn, f"{kind}Norm{d}d") for kind in ("Batch", "Instance") for d in (1, 2, 3))
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def unroll(
@@ -402,7 +366,7 @@ def _flat(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if type(module).forward is not nn.Sequential.forward:
         yield name, module
         return
-    if _hooked(module):
+    if hooked(module):
         raise ValueError(f"unroll: {_named(name, module)} has hooks, which expect one time step at a time")
     for child, layer in module._modules.items():
         yield from _flat(layer, f"{name}.{child}" if name else child)
@@ -410,7 +374,7 @@ def _flat(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _why_not_unrolled(layer: nn.Module, last: bool, declared: tuple[type, ...]) -> str | None:
     kind = type(layer)
-    if _hooked(layer):
+    if hooked(layer):
         return "has hooks, which expect one time step at a time"
     if isinstance(layer, Leaky) and kind.forward is Leaky.forward:
         ends_well = last or (layer.init_hidden and not layer.output)
@@ -418,19 +382,13 @@ def _why_not_unrolled(layer: nn.Module, last: bool, declared: tuple[type, ...]) 
     if kind in declared or kind in STATELESS or kind in RANDOM:
         return None
     if kind in BATCH_STATISTICS:
-        alone = layer.running_mean is not None and not layer.training
-        alone = alone or (kind.__name__.startswith("Instance") and not layer.track_running_stats)
-        return None if alone else (
+        return None if fixed_statistics(layer) else (
             "takes statistics of each time step by itself in training: accepted are evaluation, or, for statistics of "
             f"all steps together, stateless=[nn.{kind.__name__}]"
         )  # fmt: skip
     if kind is snntorch.Leaky:
         return "is not converted: esvae_kernels.dropin.convert(net) does it, or says why not"
     return "is not known to treat each sample by itself: accepted is it in stateless=[...] if it does"
-
-
-def _hooked(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in HOOKS)
 
 
 def _named(name: str, module: nn.Module) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
@@ -72,13 +71,6 @@ def sew_resnet(width: int = 8, spiking: Callable[[], nn.Module] = if_) -> nn.Seq
     )
     functional.set_step_mode(model, "m")
     return model
-
-
-def digits(count: int, side: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Handwritten digits (N, 1, side, side) in [0, 1] and their labels."""
-    data = load_digits()
-    images = torch.from_numpy(data.images[:count] / 16).unsqueeze(1).to(dtype)
-    return F.interpolate(images, size=(side, side)), torch.from_numpy(data.target[:count]).long()
 
 
 def train_step(model: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor, steps: int) -> float:

@@ -155,6 +155,13 @@ def test_strict_raises_and_changes_nothing() -> None:
     assert len(convert(network(Replaced()), strict=True).replaced) == 1
 
 
+def test_tensors_on_several_devices() -> None:
+    model = network(Replaced(), Replaced())
+    model[2].count = model[2].count.to("meta")
+    assert convert(model).kept == (Entry("2", "made_up Replaced", "its tensors are on several devices: cpu, meta"),)
+    one_line(lambda: convert(network(model[2]), strict=True), ValueError, "model: 1 neuron layers cannot be replaced")
+
+
 @pytest.mark.parametrize("function", [convert, revert])
 def test_not_a_module(function) -> None:
     one_line(lambda: function([Replaced()]), TypeError, "model: got list, accepted is a torch.nn.Module")

@@ -16,7 +16,7 @@ pytest.importorskip("snntorch", reason="snnTorch is not installed")
 import snntorch
 from snntorch import surrogate, utils
 
-from esvae_kernels import dropin
+from esvae_kernels import dropin, lif
 from esvae_kernels.dropin import snntorch as ours
 from esvae_kernels.dropin.snntorch import Leaky, unroll
 
@@ -290,6 +290,20 @@ def test_the_last_potential_alone(mechanism: str, delay: bool) -> None:
     assert one.mem is mem
 
 
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize(("mechanism", "delay"), RESETS, ids=RESET_IDS)
+def test_a_sequence_is_one_call(mechanism: str, delay: bool, record: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*args: object, **options: object) -> tuple[Tensor, ...]:
+        calls.append(options)
+        return lif(*args, **options)
+
+    monkeypatch.setattr(ours, "lif", counted)
+    Leaky(0.8, 0.6, reset_mechanism=mechanism, reset_delay=delay).sequence(current(), record=record)
+    assert len(calls) == 1
+
+
 # ------------------------------------------------------------------------------------------------------- the state
 
 
@@ -509,17 +523,6 @@ def test_bad_sequences() -> None:
 
 def test_mixed_devices_are_snntorchs_error() -> None:
     assert Leaky(0.8).why_slow(torch.zeros(2, 3, device="meta")).startswith("mem: ")
-
-
-def test_a_factor_on_another_device_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor, read = torch.ones(()), []
-    monkeypatch.setattr(Tensor, "__float__", lambda self: read.append(1) or self.item(), raising=False)
-    assert ours._is_one_cached(factor)
-    assert ours._is_one_cached(factor)
-    assert len(read) == 1
-    factor.mul_(2)
-    assert not ours._is_one_cached(factor)
-    assert len(read) == 2
 
 
 # --------------------------------------------------------------------------------------------- a loop over time

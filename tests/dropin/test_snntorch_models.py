@@ -1,4 +1,4 @@
-"""A convolutional network of snnTorch layers on the digits of scikit-learn: trained beside its converted copy."""
+"""A convolutional network of snnTorch layers on real images: trained beside its converted copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("snntorch", reason="snnTorch is not installed")
 import snntorch
-from sklearn.datasets import load_digits
+from real_data import images as real_images
 from snntorch import utils
 
 from esvae_kernels import dropin
@@ -20,10 +20,10 @@ from esvae_kernels.dropin import snntorch as ours
 Run = Callable[[nn.Module, Tensor, int], tuple[Tensor, Tensor]]
 
 
-def digits(batch: int, size: int) -> tuple[Tensor, Tensor]:
+def batch(number: int, size: int) -> tuple[Tensor, Tensor]:
     """Images (size, 1, 8, 8) in [0, 2], and their labels."""
-    data, rows = load_digits(), slice(batch * size, (batch + 1) * size)
-    return torch.tensor(data.images[rows], dtype=torch.float32)[:, None] / 8, torch.tensor(data.target[rows])
+    images, labels = real_images(size, first=number * size)
+    return 2 * images, labels
 
 
 def network(width: int = 8) -> nn.Sequential:
@@ -70,7 +70,7 @@ def test_the_same_losses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     original, net = network(), network()
     optimizers = [torch.optim.Adam(n.parameters(), lr=5e-3) for n in (original, net)]
     assert len(dropin.convert(net, strict=True).replaced) == 3
-    batches = [digits(k, 32) for k in range(4)]
+    batches = [batch(k % 2, 32) for k in range(5)]
     expected = [train_step(original, optimizers[0], loop, *batch, time=5) for batch in batches]
     losses = [train_step(net, optimizers[1], run, *batch, time=5) for batch in batches]
     assert expected[-1] < expected[0]

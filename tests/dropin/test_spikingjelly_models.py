@@ -1,4 +1,4 @@
-"""Whole networks of SpikingJelly's layers: as they are, and converted, trained side by side on digits."""
+"""Whole networks of SpikingJelly's layers: as they are, and converted, trained side by side on real images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from kernel_helpers import assert_near
 from torch import nn
 
 pytest.importorskip("spikingjelly.activation_based", reason="SpikingJelly is not installed")
+from real_data import images as real_images
 from spikingjelly.activation_based import functional
-from spikingjelly_models import digits, lif, plif, sew_resnet, train_step, vgg
+from spikingjelly_models import lif, plif, sew_resnet, train_step, vgg
 
 from esvae_kernels.dropin import convert, revert
 
@@ -22,7 +23,7 @@ MODELS = {
     "SEW-ResNet-IF": lambda: sew_resnet(),
     "SEW-ResNet-PLIF": lambda: sew_resnet(spiking=plif),
 }
-BATCH, STEPS, TIME = 16, 10, 4
+BATCH, STEPS, TIME = 16, 13, 4  # the last step sees the first one's images
 on_models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
@@ -42,7 +43,7 @@ def pair(make: Callable[[], nn.Module], dtype: torch.dtype) -> tuple[nn.Module, 
 
 
 def losses(model: nn.Module, dtype: torch.dtype, steps: int = STEPS) -> list[float]:
-    images, labels = digits(BATCH * 4, dtype=dtype)
+    images, labels = real_images(BATCH * 4, dtype=dtype)
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
     batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     return [train_step(model, optimiser, *batches[k % len(batches)], TIME) for k in range(steps)]
@@ -72,7 +73,7 @@ def test_evaluation(make: Callable[[], nn.Module]) -> None:
     theirs, ours = pair(make, torch.float64)
     losses(theirs, torch.float64, 4)
     ours.load_state_dict(theirs.state_dict())
-    images, _ = digits(64, dtype=torch.float64)
+    images, _ = real_images(64, dtype=torch.float64)
     with torch.no_grad():
         outputs = [model.eval()(images.expand(TIME, *images.shape)) for model in (theirs, ours)]
     assert_near(outputs[1], outputs[0], 1e-12)
@@ -82,7 +83,7 @@ def test_a_model_that_changes_midway() -> None:
     """Converted and reverted between training steps, its optimiser goes on."""
     theirs, ours = (vgg().double() for _ in range(2))
     ours.load_state_dict(theirs.state_dict())
-    images, labels = digits(BATCH, dtype=torch.float64)
+    images, labels = real_images(BATCH, dtype=torch.float64)
     optimisers = [torch.optim.Adam(model.parameters(), lr=5e-3) for model in (theirs, ours)]
     for k in range(6):
         (convert, revert)[k % 2](ours)
@@ -98,7 +99,7 @@ def test_step_by_step_is_multi_step() -> None:
     torch.manual_seed(0)
     model = sew_resnet(spiking=lif).double().eval()
     convert(model, strict=True)
-    images, _ = digits(16, dtype=torch.float64)
+    images, _ = real_images(16, dtype=torch.float64)
     with torch.no_grad():
         at_once = model(images.expand(TIME, *images.shape))
         functional.reset_net(model)

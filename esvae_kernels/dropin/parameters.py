@@ -1,0 +1,63 @@
+"""What other libraries keep as tensors, as `esvae_kernels.lif` takes it: one number, or one per channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+_NUMBERS = WeakIdKeyDictionary()  # tensor -> (its version and address, its value), of those not on the CPU
+
+
+def number(tensor: Tensor) -> float:
+    """The value of a tensor of one element."""
+    return float(tensor) if tensor.is_cpu or tensor.is_inference() else _cached(tensor)
+
+
+def _cached(tensor: Tensor) -> float:
+    """Waits for the device once per value, not once per call. What is written in place through `tensor.data`, behind
+    autograd's back, goes unnoticed."""
+    now = (tensor._version, tensor.data_ptr())
+    seen, value = _NUMBERS.get(tensor, (None, 0.0))
+    if seen != now:
+        value = float(tensor)
+        _NUMBERS[tensor] = (now, value)
+    return value
+
+
+def as_value(tensor: Tensor, dtype: torch.dtype) -> float | Tensor:
+    """As `lif` takes it. Numbers are quicker, but to read one from another device would wait for it."""
+    if tensor.numel() == 1 and tensor.is_cpu and not tensor.requires_grad and not torch.compiler.is_compiling():
+        found = number(tensor)
+        if math.isfinite(found):
+            return found
+    return tensor.to(dtype).reshape(-1)
+
+
+def why_never(name: str, value: Tensor) -> str | None:
+    """Why the kernels take `value` with no x at all; None where they do with some."""
+    if sum(size != 1 for size in value.shape) > 1:
+        return f"{name}: got shape {tuple(value.shape)}, the kernels take one value, or one per channel (axis 1)"
+    return None
+
+
+def why_not(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the kernels take `value` otherwise than torch does, that broadcasts it with x (N, C, *) and computes in
+    `dtype`; None where it is the same."""
+    if value.numel() != 1 and value.numel() != _channels_of(value, x):
+        return f"{name}: got shape {tuple(value.shape)}, not one value per channel (axis 1) of {tuple(x.shape)}"
+    if value.dim() > x.dim():
+        return f"{name}: got shape {tuple(value.shape)}, of more axes than {tuple(x.shape)}"
+    if value.dim() and torch.promote_types(value.dtype, dtype) != dtype:
+        return f"{name}: got {value.dtype}, which turns the potentials into it"
+    return None
+
+
+def _channels_of(value: Tensor, x: Tensor) -> int | None:
+    """How many channels `value` has that broadcasts with x (N, C, *) along axis 1 alone; None where it does not."""
+    at = value.dim() - x.dim() + 1  # axis 1 of x, of whose axes `value` may lack some in front
+    if at < 0 or any(size != 1 for k, size in enumerate(value.shape) if k != at):
+        return None
+    return x.shape[1]
