@@ -135,7 +135,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         if index == "group":
             continue
         if not (index.isdecimal() and int(index) < len(parameters) and key):
-            raise InputError(f"optimizer state: tensor {name!r} belongs to none of the {len(parameters)} parameters")
+            raise InputError(
+                f"optimizer state: tensor {name!r:.80} belongs to none of the {len(parameters)} parameters"
+            )
         entries.setdefault(int(index), {})[key] = _in_layout_of(parameters[int(index)], name, tensor)
     groups = []
     for g, live in enumerate(optimizer.state_dict()["param_groups"]):
@@ -159,7 +161,9 @@ def restore_generators(tensors: dict[str, Tensor], **generators: torch.Generator
     """
     for name in generators:
         if name not in tensors:
-            raise InputError(f"generator {name!r}: no saved state; the checkpoint has {', '.join(tensors) or 'none'}")
+            raise InputError(
+                f"generator {name!r}: no saved state; the checkpoint has {', '.join(tensors) or 'none':.80}"
+            )
     for name, generator in generators.items():
         try:
             generator.set_state(tensors[name])
@@ -176,13 +180,17 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor],
     if not isinstance(state, dict) or not all(isinstance(state.get(key), list) for key in ("shapes", "groups")):
         raise InputError("optimizer state: not what optimizer_tensors returns (type, shapes, groups)")
     if state.get("type") != type(optimizer).__name__:
-        raise InputError(f"optimizer state: saved from {state.get('type')}, to be put into {type(optimizer).__name__}")
+        raise InputError(
+            f"optimizer state: saved from {state.get('type')!s:.80}, to be put into {type(optimizer).__name__}"
+        )
     shapes = [list(parameter.shape) for parameter in parameters]
     if len(state["shapes"]) != len(shapes):
         raise InputError(f"optimizer state: saved for {len(state['shapes'])} parameters, the model has {len(shapes)}")
     for i, (saved, shape) in enumerate(zip(state["shapes"], shapes, strict=True)):
         if saved != shape:
-            raise InputError(f"optimizer state: parameter {i} was saved with shape {saved}, the model's has {shape}")
+            raise InputError(
+                f"optimizer state: parameter {i} was saved with shape {saved!s:.80}, the model's has {shape}"
+            )
     saved_indices = [group.get("params") if isinstance(group, dict) else None for group in state["groups"]]
     if saved_indices != [group["params"] for group in optimizer.state_dict()["param_groups"]]:
         raise InputError(
@@ -195,23 +203,39 @@ def _in_layout_of(parameter: Tensor, name: str, tensor: Tensor) -> Tensor:
     if name.endswith(".step") and tensor.dim() == 0:
         return tensor.clone()
     if tensor.shape != parameter.shape:
-        raise InputError(f"optimizer state: {name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
+        raise InputError(f"optimizer state: {name!s:.80} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def _restored_group(live: dict[str, Any], saved: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The live group with the saved hyper-parameters; one that the saving torch did not know yet stays as it is."""
-    group = live | {name: _in_type_of(live.get(name), value) for name, value in (saved | tensors).items()}
+    group = live | {name: _in_type_of(name, live.get(name), value) for name, value in (saved | tensors).items()}
     return group | {name: live[name] for name in EXECUTION_OPTIONS if name in live}
 
 
-def _in_type_of(live: Any, value: Any) -> Any:
+def _in_type_of(name: str, live: Any, value: Any) -> Any:
     """A hyper-parameter in the type and on the device of the live one (JSON has no tuples; `lr` may be a tensor)."""
-    if isinstance(live, Tensor):
-        return torch.as_tensor(value, dtype=live.dtype, device=live.device).clone()
     if isinstance(value, Tensor):
-        return value.item()
+        if value.numel() != 1:
+            raise InputError(
+                f"optimizer state: {name!s:.80} is of shape {list(value.shape)}, the optimizer's is {live}"
+            )
+        value = value.item()
+    if isinstance(live, tuple):
+        fits = isinstance(value, list | tuple) and len(value) == len(live) and all(map(_is_number, value))
+    elif isinstance(live, Tensor) or _is_number(live):
+        fits = _is_number(value)
+    else:
+        fits = value is None or isinstance(value, bool | int | float | str)
+    if not fits:
+        raise InputError(f"optimizer state: {name!s:.80} is {value!s:.80}, the optimizer's is {live}")
+    if isinstance(live, Tensor):
+        return torch.tensor(value, dtype=live.dtype, device=live.device)
     return tuple(value) if isinstance(live, tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # ------------------------------------------------------------------------------- contents of the files
@@ -219,7 +243,7 @@ def _in_type_of(live: Any, value: Any) -> Any:
 
 def _part_file(part: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_]+", part):  # it becomes a file name: no separators, no dots
-        raise InputError(f"checkpoint part {part!r}: a name of letters, digits and _ is expected")
+        raise InputError(f"checkpoint part {part!r:.80}: a name of letters, digits and _ is expected")
     return f"{part}.safetensors"
 
 
@@ -272,9 +296,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def _read_state(path: Path) -> dict[str, Any]:
     content = read_json(path, "the state.json of a checkpoint")
     if content.get("format") != FORMAT:
-        raise InputError(f"{path}: format {content.get('format')!r}; {FORMAT!r} is expected")
+        raise InputError(f"{path}: format {content.get('format')!r:.80}; {FORMAT!r} is expected")
     if content.get("version") != VERSION:
-        raise InputError(f"{path}: format version {content.get('version')!r}; this program reads version {VERSION}")
+        raise InputError(f"{path}: format version {content.get('version')!r:.80}; this program reads version {VERSION}")
     if content.get("sha256") != _digest(content):
         raise InputError(f"{path}: its SHA-256 does not match: damaged or edited; it must be as it was saved")
     parts, state = content.get("parts"), content.get("state")
@@ -291,7 +315,9 @@ def _verify(path: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> N
     """Compare a part with what state.json says of it."""
     size = path.stat().st_size
     if size != record.get("bytes"):
-        raise InputError(f"{path}: {size} bytes, {record.get('bytes')} were saved; the file must be as it was saved")
+        raise InputError(
+            f"{path}: {size} bytes, {record.get('bytes')!s:.80} were saved; the file must be as it was saved"
+        )
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

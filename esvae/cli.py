@@ -1,4 +1,4 @@
-"""The command line: `esvae demo | train | generate | reconstruct | evaluate`.
+"""The command line: `esvae demo | train | generate | reconstruct | evaluate | export`.
 
 Options are the fields of one dataclass per command. A mistake is one line on stderr and exit code 2.
 """
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config, preset
-from .errors import InputError
+from .errors import InputError, TellsRankZero
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,15 @@ The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
   generate     draw images from a trained model
   reconstruct  show test images beside their reconstructions
   evaluate     measure the reconstruction error and the distance of generated images from real ones
+  export       write encoder or decoder as a NIR graph, for other simulators and neuromorphic chips
 
 `esvae COMMAND --help` explains every option.
 
   esvae train --preset best --data fashion-mnist --out runs/fashion
   esvae generate runs/fashion --n 64 --out samples.png
   esvae evaluate runs/fashion --json
+
+train and evaluate run on several devices as `torchrun --nproc-per-node N -m esvae train ...`.
 """
 
 Prior = Literal["bottleneck", "mixture"]
@@ -135,15 +138,45 @@ class Evaluate:
     precision: Precision = "fp32"
     """Type of convolutions and spikes."""
     device: str = "cpu"
-    """`cpu`, `cuda`, ..."""
+    """`cpu`, `cuda`, ...; under torchrun `cuda` gives each process a GPU."""
     download: bool = False
     """Fetch the data set where it is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the encoder or the decoder of a trained model as a graph of the Neuromorphic Intermediate Representation
+    (NIR), for other simulators and neuromorphic chips. Needs the package `nir`.
+
+    Example: esvae export runs/fashion --accept ">=" --out encoder.nir
+    """
+
+    run: tyro.conf.Positional[RunFolder]
+    """A run's folder, or any folder with model.safetensors and config.json."""
+    part: Literal["encoder", "decoder"] = "encoder"
+    """`encoder`: from the image, at every time step, to the latent spikes, whose mean over time is the rate. `decoder`:
+    from latent spikes to potentials; the image is tanh of the last ones."""
+    out: Path = Path("model.nir")
+    """A .nir file."""
+    dt: float = 1e-4
+    """The time step in seconds."""
+    accept: tuple[str, ...] = ()
+    """What the model has and NIR cannot say: `>=` (neurons that fire at the threshold), `reset` (soft reset)."""
+    fold: bool = False
+    """Fold the norm into the weights, which is all that most simulators can read; rounds otherwise."""
+    max_matrix: int = 2**24
+    """The most elements of a matrix; NIR has no transposed convolution, so that the decoder's are matrices."""
+    steps: int | None = None
+    """Time steps T, which the decoder's readout is scaled by; by default those of the training."""
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a model, and leave config, checkpoints, metrics, images and the model itself in a folder. Interrupted,
     however it is, the training goes on with `--resume` as if nothing had happened.
+
+    On several devices: torchrun --nproc-per-node 2 -m esvae train --device cuda ... The batch is shared out among the
+    processes; loss, noise and statistics are those of one process, and --resume takes any number of them.
 
     Examples: esvae train --preset best --data fashion-mnist --out runs/fashion; esvae train --resume --out runs/fashion
 
@@ -157,11 +190,13 @@ class Train:
     resume: bool = False
     """Go on with the run in --out, by its own config."""
     device: str = "cpu"
-    """`cpu`, `cuda`, ..."""
+    """`cpu`, `cuda`, ...; under torchrun `cuda` gives each process a GPU."""
     download: bool = False
     """Fetch the data set where it is not on this machine."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints within an epoch; each epoch ends with one."""
+    graphs: bool = True
+    """On one GPU, the whole training step as a CUDA graph."""
     quiet: bool = False
     """No progress bar."""
 
@@ -194,10 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"command: got {command!r}, accepted are {', '.join(COMMANDS)}")
         import esvae_kernels
 
+        from . import distributed
+
+        if command not in SHARED and distributed.launched() > 1:
+            raise InputError(f"command: got {command!r} under torchrun, accepted there are {', '.join(SHARED)}")
         esvae_kernels.tune_allocator()
         COMMANDS[command](rest)
     except InputError as error:
-        return _fail(str(error))
+        return 2 if isinstance(error, TellsRankZero) else _fail(str(error))
     except BrokenPipeError:  # the reader, `head` say, has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         return 0
@@ -277,13 +316,26 @@ def _reconstruct(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     options = _options(Evaluate, arguments)
     _require((options.run is None) != (options.real is None), "RUN", options.run, "either RUN or --real DATA")
+    from . import distributed
+
+    with distributed.processes(options.device) as device:
+        result = _measure(dataclasses.replace(options, device=device))
+        if distributed.rank() == 0:
+            if options.json:
+                print(json.dumps(result, allow_nan=False))
+            else:
+                Console().print(metrics_table(result))
+
+
+def _measure(options: Evaluate) -> dict[str, Any]:
+    from . import distributed
     from .evaluate import evaluate, find_reference, real
     from .generate import choose_prior
 
     if options.real is not None:
-        result = real(options.real, options.download)
+        result = distributed.first(lambda: real(options.real, options.download))
     else:
-        loaded = _load(options)
+        loaded = distributed.in_turn(lambda: _load(options))
         name = _data_of(loaded, options)
         prior, notes = choose_prior(loaded.model, options.prior)
         _say(*loaded.notes, *notes)
@@ -298,22 +350,37 @@ def _evaluate(arguments: list[str]) -> None:
         )
         if not result["generated"]:
             _say(find_reference(name)[1] or f"no FAD: the feature network of {name} takes images of 32x32 alone")
-    if options.json:
-        print(json.dumps(result, allow_nan=False))
-    else:
-        Console().print(metrics_table(result))
+    return result
+
+
+def _export(arguments: list[str]) -> None:
+    options = _options(Export, arguments)
+    from .export import export
+    from .generate import check_out, load_model
+
+    check_out(options.out, (".nir",))
+    _check_steps(options.steps)
+    loaded = load_model(options.run)
+    loaded.model.steps = options.steps or loaded.model.steps
+    limits = {"dt": options.dt, "accept": options.accept, "fold": options.fold, "max_matrix": options.max_matrix}
+    export(loaded.model, options.part, options.out, **limits)
+    _say(*loaded.notes, f"{options.out}: the {options.part}, from {loaded.source}")
 
 
 def _load(options: Generate | Reconstruct | Evaluate) -> Loaded:
     """The model that RUN names, on the device and at the T that the options ask for."""
     _require(0 <= options.seed < 2**63, "seed", options.seed, f"0 to {2**63 - 1}")
-    _require(options.steps is None or 1 <= options.steps <= 1000, "steps", options.steps, "1 to 1000")
+    _check_steps(options.steps)
     from .generate import load_model
 
     loaded = load_model(options.run, _device(options.device))
     if options.steps is not None:
         loaded.model.steps = options.steps
     return loaded
+
+
+def _check_steps(steps: int | None) -> None:
+    _require(steps is None or 1 <= steps <= 1000, "steps", steps, "1 to 1000")
 
 
 def _data_of(loaded: Loaded, options: Reconstruct | Evaluate) -> str:
@@ -351,15 +418,20 @@ def _require(holds: bool, name: str, got: object, accepted: str) -> None:
 
 
 def _say(*lines: str) -> None:
-    for line in lines:
+    from . import distributed
+
+    for line in lines if distributed.rank() == 0 else ():
         print(line, file=sys.stderr)
 
 
 def _track() -> Any:
     from rich.progress import track
 
+    from . import distributed
+
     console = Console(stderr=True)
-    return partial(track, console=console, transient=True, disable=not console.is_terminal)
+    shown = console.is_terminal and distributed.rank() == 0
+    return partial(track, console=console, transient=True, disable=not shown)
 
 
 def _device(name: str) -> torch.device:
@@ -379,10 +451,18 @@ def _device(name: str) -> torch.device:
 def _train(arguments: list[str]) -> None:
     options = _options(Train, arguments, default=_train_defaults(arguments))
     _require(options.checkpoint_minutes >= 0, "checkpoint_minutes", options.checkpoint_minutes, "0 or above")
+    from . import distributed
+
+    with distributed.processes(options.device) as device:
+        _train_on(_device(device), options, arguments)
+
+
+def _train_on(device: torch.device, options: Train, arguments: list[str]) -> None:
+    from . import distributed
     from .train import load_sets, train
 
-    config, device = options.config, _device(options.device)
-    sets = load_sets(config, options.download)
+    config = options.config
+    sets = distributed.in_turn(lambda: load_sets(config, options.download))
     given = any(argument.partition("=")[0] == "--model.channels" for argument in arguments)
     if config.data.startswith("folder:") and not given:
         channels = sets["train"].pixels.shape[1]
@@ -394,6 +474,7 @@ def _train(arguments: list[str]) -> None:
         resume=options.resume,
         device=device,
         checkpoint_minutes=options.checkpoint_minutes,
+        graphs=options.graphs,
         progress=not options.quiet,
     )
     _say(f"{run.folder}: done; the model is in {run.folder / 'model'}, grids of every epoch in {run.images}")
@@ -477,4 +558,6 @@ COMMANDS = {
     "generate": _generate,
     "reconstruct": _reconstruct,
     "evaluate": _evaluate,
+    "export": _export,
 }
+SHARED = ("train", "evaluate")  # by the processes of torchrun

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import data
+from . import data, distributed
 from .errors import InputError
 from .metrics.fad import IMAGE_SIZE, PUBLISHED, Reference, fad, floors, load_reference, reference_folder
 from .models import ESVAE
@@ -32,10 +34,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @torch.no_grad()
 def reconstructions(
-    model: ESVAE, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED
+    model: ESVAE, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED, start: int = 0
 ) -> Iterator[Tensor]:
-    """The reconstruction of each batch (N, C, H, W), fp32. Noise is keyed by the image's position in the sequence."""
-    start = 0
+    """The reconstruction of each batch (N, C, H, W), fp32. Noise is keyed by the image's position in the sequence.
+
+    `start`: the position of the first one.
+    """
     for images in batches:
         ids = torch.arange(start, start + len(images), device=images.device)
         with autocast(images.device, precision):
@@ -54,15 +58,25 @@ def _reconstruct_all(
 ) -> tuple[float, Tensor]:
     """The mean squared error over all images, and the reconstructions of the first `keep` (fp32, on the CPU)."""
     device = next(model.parameters()).device
-    total, kept = 0.0, [torch.empty(0, *images.pixels.shape[1:])]
-    originals = data.ordered_batches(images, BATCH, device)
-    again = reconstructions(model, data.ordered_batches(images, BATCH, device), precision, seed)
-    pairs = track(zip(originals, again, strict=True), "reconstructing", -(-len(images) // BATCH))
-    for start, (original, reconstruction) in enumerate(pairs):
-        total += float((original - reconstruction).square().sum(dtype=torch.float64))
-        if start * BATCH < keep:
-            kept.append(reconstruction.cpu())
-    return total / images.pixels.numel(), torch.cat(kept)[:keep]
+
+    def one_batch(start: int) -> tuple[float, Tensor]:
+        some = dataclasses.replace(images, pixels=images.pixels[start : start + BATCH])
+        (original,) = data.ordered_batches(some, BATCH, device)
+        (again,) = reconstructions(model, [original], precision, seed, start)
+        return float((original - again).square().sum(dtype=torch.float64)), again[: max(keep - start, 0)].cpu().clone()
+
+    found = _share_batches(len(images), one_batch, track, "reconstructing")
+    total = 0.0
+    for error, _ in found:  # not by `sum`, which newer Pythons round differently
+        total += error
+    return total / images.pixels.numel(), torch.cat([again for _, again in found])
+
+
+def _share_batches(count: int, function: Callable[[int], Any], track: Track, description: str) -> list:
+    """`function` of the position that each batch of `count` images starts at, shared among the ranks."""
+    starts = range(0, count, BATCH)
+    own = -(-len(starts) // distributed.ranks())
+    return distributed.share(starts, function, partial(track, description=description, total=own))
 
 
 @torch.no_grad()
@@ -77,12 +91,12 @@ def generated(
 ) -> Tensor:
     """`count` generated images (count, C, H, W), fp32 on the CPU: the same for a seed, however many come after them."""
     device = next(model.parameters()).device
-    parts = []
-    for start in track(range(0, count, BATCH), "generating", -(-count // BATCH)):
+
+    def one_batch(start: int) -> Tensor:
         with autocast(device, precision):
-            part = model.generate(min(BATCH, count - start), seed=seed, start=start, prior=prior)
-        parts.append(part.float().cpu())
-    return torch.cat(parts)
+            return model.generate(min(BATCH, count - start), seed=seed, start=start, prior=prior).float().cpu()
+
+    return torch.cat(_share_batches(count, one_batch, track, "generating"))
 
 
 def load_for(model: ESVAE, name: str, split: str, download: bool = False) -> data.ImageSet:
@@ -106,6 +120,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every figure of a model on the data set `name`, and what it takes to measure them again.
 
+    The ranks of `torchrun` share the work, and all return the same.
+
     Returns:
         `data`, `images` (of the test set: all), `prior`, `steps` (T), `seed`, `precision`, `device`, `batch_size`,
         `mse` (scale [-1, 1]), `generated` (images drawn; 0 without a reference). With a reference (`find_reference`):
@@ -116,7 +132,7 @@ def evaluate(
         InputError: the data set is not there or does not fit the model; the reference is damaged; a figure is NaN.
     """
     model.eval()
-    test = load_for(model, name, "test", download)
+    test = distributed.in_turn(lambda: load_for(model, name, "test", download))
     reference, _ = find_reference(name)
     if reference and tuple(test.pixels.shape[1:]) != (reference.network.channels, IMAGE_SIZE, IMAGE_SIZE):
         reference = None
@@ -136,13 +152,17 @@ def evaluate(
     }
     if reference:
         images = generated(model, GENERATED, seed=seed, precision=precision, prior=prior, track=track)
-        result |= fad(reference, images, BATCH)
-        result |= floors(reference, data.load(name, "train", download=download).pixels)
-        result |= {f"{key}_reconstructions": value for key, value in fad(reference, again, BATCH).items()}
+        result |= distributed.first(lambda: _distances(reference, name, images, again, download))
     for key, value in result.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{key}: is {value}; the model's weights give no images")
     return result
+
+
+def _distances(reference: Reference, name: str, images: Tensor, again: Tensor, download: bool) -> dict[str, float]:
+    """Of generated images, real ones and reconstructions."""
+    result = fad(reference, images, BATCH) | floors(reference, data.load(name, "train", download=download).pixels)
+    return result | {f"{key}_reconstructions": value for key, value in fad(reference, again, BATCH).items()}
 
 
 def real(name: str, download: bool = False) -> dict[str, Any]:

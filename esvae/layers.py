@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from esvae_kernels import surrogate
@@ -43,6 +44,13 @@ def neuron_options(config: ModelConfig) -> dict[str, Any]:
         "detach_reset": config.detach_reset,
         "surrogate": make_surrogate(config.lif_surrogate, config.lif_shape, config.lif_center),
     }
+
+
+def share_statistics(model: nn.Module) -> None:
+    """tdBN by the statistics of the whole batch, of which each rank of torch's process group has a part."""
+    for module in model.modules():
+        if isinstance(module, BNLIF):
+            module.process_group = dist.group.WORLD
 
 
 class SpikingLayer(nn.Module):

@@ -13,7 +13,7 @@ from esvae_kernels.ops.poisson.reference import uniforms
 from .errors import InputError
 
 
-def normal(sample_ids: Tensor, length: int, seed: int) -> Tensor:
+def normal(sample_ids: Tensor, length: int, seed: int | Tensor) -> Tensor:
     """Standard normal noise (N, length), fp32: the same for a sample wherever it stands in whichever batch.
 
     From the sampler's uniforms by the inverse of the normal distribution function.

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,10 @@ class Run:
         """
         return [record for _, record in self._lines()]
 
-    def cut(self, step: int) -> None:
+    def cut(self, step: int, keep: int = 2) -> None:
         """Go back to the checkpoint of `step`: drop the records and the checkpoints beyond it. -1 drops all of them.
+
+        Of the others the newest `keep` stay, as after `save`, and what it left half-written goes.
 
         Raises:
             InputError: there is no checkpoint of that step, or the disk refuses; metrics.jsonl is then as it was.
@@ -138,6 +141,12 @@ class Run:
             raise InputError(f"{self.folder}: no checkpoint of step {step} to go back to; it has {self._listed()}")
         # The checkpoints first: should the process die in between, the next cut drops the records too.
         self._delete([other for other in self.steps() if other > step])
+        self._delete(self.steps()[:-keep])
+        try:
+            if self.checkpoints.is_dir():
+                checkpoint.remove_stale(self.checkpoints)
+        except OSError as error:
+            raise InputError(f"{self.checkpoints}: cannot be written: {error.strerror or error}") from error
         if self.metrics_file.exists():
             atomic_write(self.metrics_file, b"".join(line for line, record in self._lines() if record["step"] <= step))
 
@@ -210,23 +219,35 @@ class Run:
         """Read and verify a checkpoint, the newest by default: `(parts, state)`; `state["step"]` is its step.
 
         Raises:
-            InputError: there is none, or it is damaged: the message then names the newest good one before it.
+            InputError: there is none, or it is damaged: the message then offers the newest good one before it.
         """
         if step is not None and step not in self.steps():
             raise InputError(f"{self.folder}: no checkpoint of step {step}; it has {self._listed()}")
         folder = self.latest() if step is None else self.path(step)
-        try:
+        with self.offering_the_one_before(folder):
             return checkpoint.load(folder)
+
+    @contextmanager
+    def offering_the_one_before(self, folder: Path) -> Iterator[None]:
+        """An InputError on what is in a checkpoint also says from which earlier one the run can go on, and how.
+
+        Nothing goes back to it by itself: what took hours would be lost without a word.
+        """
+        try:
+            yield
         except InputError as error:
             raise InputError(f"{error}; {self._good_before(int(folder.name[5:]))}") from error
 
     def _good_before(self, step: int) -> str:
+        bad = [step]
         for earlier in reversed([other for other in self.steps() if other < step]):
             try:
                 checkpoint.load(self.path(earlier))
             except InputError:
+                bad.append(earlier)
                 continue
-            return f"the checkpoint of step {earlier} before it is good"
+            names = " and ".join(self.path(other).name for other in bad)
+            return f"the checkpoint of step {earlier} before it is good: to go on from there, delete {names}"
         return "there is no good checkpoint before it"
 
     def _listed(self) -> str:

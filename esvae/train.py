@@ -1,12 +1,16 @@
-"""Training on one device: a run's folder from a config and a data set, or an interrupted run taken up again."""
+"""Training on one device or several: a run's folder from a config and data, or an interrupted run taken up again."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +19,17 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from . import data, figures
+from . import data, distributed, figures
 from .checkpoint import optimizer_tensors, partial_path, remove_stale, restore_optimizer, sync_folder
 from .config import Config, TrainConfig
 from .errors import InputError
 from .evaluate import autocast, mean_squared_error, reconstructions
 from .generate import load_weights
+from .graph import Replay
+from .layers import share_statistics
 from .losses import mmd
 from .models import ESVAE
 from .runs import CONFIG, Run
@@ -47,6 +54,7 @@ def train(
     device: str | torch.device = "cpu",
     download: bool = False,
     checkpoint_minutes: float = 5.0,
+    graphs: bool = True,
     progress: bool = True,
 ) -> Run:
     """Train, and leave everything in `folder`; with `resume`, go on from the folder's last checkpoint.
@@ -54,24 +62,33 @@ def train(
     On the CPU, with as many threads, an interrupted and resumed run ends with the very weights and records of an
     undisturbed one. `sets` spares the loading where `load_sets` was called already.
 
+    With `graphs`, on one GPU the whole step is a CUDA graph (see `Replay`).
+
+    The ranks of `torchrun` share each batch; rank 0 alone writes, and the others need to see `folder`. What is written
+    does not depend on their number but for rounding, and a run may go on with another one.
+
     Raises:
         InputError: the folder, the data or the options cannot be used, the training diverged, or the disk refuses;
             nothing good is overwritten.
     """
-    sets = sets or load_sets(config, download)
-    _check_sets(config, sets)
-    if resume:
-        run = Run.open(folder)
-        _require_same(run, config)
+    sets = sets or distributed.in_turn(lambda: load_sets(config, download))
+    distributed.first(lambda: _check_sets(config, sets))
+    run = distributed.first(lambda: _open(config, folder, resume))
+    trainer = Trainer(config, run, sets, torch.device(device), graphs)
+    if distributed.first(run.steps):
+        trainer.restore(*distributed.first(run.load))
+        distributed.first(lambda: run.cut(trainer.step))
     else:
-        run = Run.create(folder, config.to_dict())
-    trainer = Trainer(config, run, sets, torch.device(device))
-    if run.steps():
-        trainer.restore(*run.load())
-        run.cut(trainer.step)
-    else:
-        run.cut(-1)
+        distributed.first(lambda: run.cut(-1))
     trainer.fit(checkpoint_minutes, progress)
+    return run
+
+
+def _open(config: Config, folder: Path, resume: bool) -> Run:
+    if not resume:
+        return Run.create(folder, config.to_dict())
+    run = Run.open(folder)
+    _require_same(run, config)
     return run
 
 
@@ -83,6 +100,9 @@ def _check_sets(config: Config, sets: dict[str, data.ImageSet]) -> None:
     count = len(sets["train"])
     if count < config.train.batch_size:
         raise InputError(f"batch_size: got {config.train.batch_size}, accepted is at most the {count} training images")
+    if config.train.batch_size % (ranks := distributed.ranks()):
+        got = f"batch_size: got {config.train.batch_size} for {ranks} processes"
+        raise InputError(f"{got}, accepted are multiples of {ranks}; each takes its share of the batch")
 
 
 def _require_same(run: Run, config: Config) -> None:
@@ -106,13 +126,29 @@ def _flat(values: dict) -> dict:
 class Trainer:
     """The state of a training run, and its loop. Position and noise follow from the step number alone."""
 
-    def __init__(self, config: Config, run: Run, sets: dict[str, data.ImageSet], device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        sets: dict[str, data.ImageSet],
+        device: torch.device,
+        graphs: bool = True,
+    ) -> None:
         self.config, self.run, self.device = config, run, device
         self.sets = {split: images.to(device) for split, images in sets.items()}
         torch.manual_seed(config.train.seed)
         self.model = ESVAE(**config.to_dict()["model"]).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.parallel: nn.Module = self.model  # the training forward
+        if distributed.ranks() > 1:
+            share_statistics(self.model)
+            # The buffers are the same everywhere as it is. torch 2.13 has a new name for what says so.
+            known = inspect.signature(DistributedDataParallel).parameters
+            option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self.parallel = DistributedDataParallel(self.model, **{option: False})
+        self.graphs = graphs and self.device.type == "cuda" and distributed.ranks() == 1
+        self.optimizer = make_optimizer(self.model, config.train, in_graph=self.graphs)
+        self.replays: dict[int, Replay] = {}
         self.step, self.seconds = 0, 0.0
         self.steps_per_epoch = data.batch_count(len(sets["train"]), config.train.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
@@ -125,7 +161,10 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------- state
 
-    def save(self, keep: int = 2) -> None:
+    def save(self) -> None:
+        distributed.first(self._save)
+
+    def _save(self, keep: int = 2) -> None:
         if self.run.steps()[-1:] == [self.step]:
             return
         self.writer.flush()  # a kill must not take events that are older than the checkpoint
@@ -136,6 +175,10 @@ class Trainer:
         self.run.save(self.step, parts, {"optimizer": groups, "seconds": self.seconds}, keep)
 
     def restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
+        with self.run.offering_the_one_before(self.run.latest()):
+            self._restore(parts, state)
+
+    def _restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
         source = str(self.run.latest())
         load_weights(self.model, parts.get("model", {}), f"{source}, model")
         if self.average:
@@ -161,9 +204,13 @@ class Trainer:
             TextColumn("left"),
             TimeRemainingColumn(),
         ]
+        purge, tells = self.step and self.step + 1, distributed.rank() == 0
         with (
-            SummaryWriter(str(self.run.events), purge_step=self.step and self.step + 1) as self.writer,
-            Progress(*columns, disable=not progress, refresh_per_second=2, speed_estimate_period=120) as self.bar,
+            _no_traceback_of_a_full_disk(),
+            SummaryWriter(str(self.run.events), purge_step=purge) if tells else nullcontext() as self.writer,
+            Progress(
+                *columns, disable=not (progress and tells), refresh_per_second=2, speed_estimate_period=120
+            ) as self.bar,
         ):
             fields = {"epoch": "-", "steps": "-", "mse": math.nan, "rate": math.nan}
             # In units of images times time steps, so that the remaining time allows for the T to come.
@@ -200,45 +247,68 @@ class Trainer:
             epoch=epoch,
             start=first,
             device=self.device,
+            rank=distributed.rank(),
+            ranks=distributed.ranks(),
         )
-        saved, since, logged = time.monotonic(), time.monotonic(), self.step
+        saved = since = clock()
+        logged = self.step
         sums: dict[str, Tensor] = {}
         for images in batches:
             for name, value in self._step(images).items():
                 sums[name] = sums.get(name, 0) + value
             if self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0:
-                now, count = time.monotonic(), self.step - logged
+                now, count = clock(), self.step - logged
                 self.seconds += now - since
-                record = {name: float(value) / count for name, value in sums.items()}
+                record = {name: float(distributed.mean(value)) / count for name, value in sums.items()}
                 rate = count * self.config.train.batch_size / (now - since)
-                self._log({"epoch": epoch, "steps": steps, "lr": self.optimizer.param_groups[0]["lr"], **record})
+                self._log({"epoch": epoch, "steps": steps, "lr": float(self.optimizer.param_groups[0]["lr"]), **record})
                 self.bar.update(self.task, completed=self._work(self.step), mse=record["mse"], rate=rate)
                 sums, since, logged = {}, now, self.step
                 # Only here, so that the sums of a resumed run begin where those of an undisturbed one do. Not at the
                 # end of the epoch, whose evaluation is still to come: `_epoch` ends with a checkpoint of its own.
                 if self.step % self.steps_per_epoch and now - saved >= 60 * checkpoint_minutes:
                     self.save()
-                    saved = since = time.monotonic()
+                    saved = since = clock()
         self._end_of_epoch(epoch, steps)
         self.save()
 
     def _step(self, images: Tensor) -> dict[str, Tensor]:
         config = self.config.train
         scale = learning_rate_factor(config, self._work(self.step) / self._work(self.total_steps))
+        seed = step_seed(config.seed, self.step)
+        self.step += 1
+        decay = min(config.ema or 0.0, (1 + self.step) / (10 + self.step))
+        if not self.graphs:
+            return self._update(images, seed, scale, decay)
+        steps = self.model.steps
+        if steps not in self.replays:  # T is part of a graph; those of earlier epochs are not needed any more
+            self.replays = {steps: Replay(self._update)}
+        numbers = torch.tensor([scale, decay], dtype=torch.float64)
+        return self.replays[steps](images, torch.tensor([seed]), numbers[0], numbers[1])
+
+    def _update(
+        self, images: Tensor, seed: int | Tensor, scale: float | Tensor, decay: float | Tensor
+    ) -> dict[str, Tensor]:
+        """One update of the weights, and of their average. What changes from step to step may be given as tensors, so
+        that the whole can be captured as a CUDA graph."""
+        config = self.config.train
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * scale
+            rate = group["base_lr"] * scale
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
         with autocast(self.device, self.precision):
-            out = self.model(images, seed=step_seed(config.seed, self.step))
+            out = self.parallel(images, seed=seed, start=distributed.rank() * len(images))
         mse = F.mse_loss(out.images.float(), images)
-        distance = mmd(out.rates, out.prior_rates)
+        distance = mmd(distributed.gather(out.rates), distributed.gather(out.prior_rates))
         loss = mse + config.mmd_weight * distance
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.optimizer.step()
-        self.step += 1
         if self.average:
-            update_average(self.average, self.model, min(config.ema, (1 + self.step) / (10 + self.step)))
+            update_average(self.average, self.model, decay)
         values = {"loss": loss, "mse": mse, "mmd": distance, "rate": out.rates.mean(), "gradient_norm": norm}
         return {name: value.detach() for name, value in values.items()}
 
@@ -246,6 +316,9 @@ class Trainer:
         if not all(math.isfinite(v) for v in values.values()):
             loss = values.get("loss", math.nan)
             raise InputError(f"training diverged before step {self.step} (loss {loss}); try a lower --train.lr")
+        distributed.first(lambda: self._record(values))
+
+    def _record(self, values: dict[str, float]) -> None:
         images = self.step * self.config.train.batch_size
         self.run.log({"step": self.step, "images": images, "seconds": round(self.seconds, 3), **values})
         for name, value in values.items():
@@ -256,10 +329,10 @@ class Trainer:
         some = data.ImageSet(test.name, test.pixels[:CURVE_IMAGES], test.flip)
         self.best.eval()
         self._log({"epoch": epoch, "steps": steps, "test_mse": mean_squared_error(self.best, some, self.precision)})
-        self._pictures(f"epoch-{epoch + 1:03d}")
+        distributed.first(lambda: self._pictures(f"epoch-{epoch + 1:03d}"))
 
     def _pictures(self, name: str) -> None:
-        originals = data.normalize(self.sets["test"].pixels[:32])
+        originals = data.normalize(self.sets["test"].pixels[:32].to(self.device))
         with torch.no_grad(), autocast(self.device, self.precision):
             samples = self.best.generate(64, seed=self.config.train.seed, prior="bottleneck").float().cpu()
         (again,) = reconstructions(self.best, [originals], self.precision)
@@ -276,18 +349,39 @@ class Trainer:
         self._set_steps(self.config.train.epochs - 1)
         model = self.best.eval()
         model.steps = self.config.model.steps
+        rates: list[Tensor] = []
         if model.mixture is not None:
-            some = self.sets["train"].pixels[:MIXTURE_IMAGES]
-            rates = []
+            some = self.sets["train"].pixels[:MIXTURE_IMAGES].split(256)
             with torch.no_grad(), autocast(self.device, self.precision):
-                for pixels in some.split(256):
-                    rates.append(model.encode(data.normalize(pixels)).float().cpu())
+                rates = distributed.share(
+                    some, lambda pixels: model.encode(data.normalize(pixels.to(self.device))).float().cpu()
+                )
+        distributed.first(lambda: self._leave(model, rates))
+
+    def _leave(self, model: ESVAE, rates: list[Tensor]) -> None:
+        if model.mixture is not None:
             model.mixture.fit(torch.cat(rates), self.config.train.seed)
         export(model, self.run.folder / "model")
         figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def clock() -> float:
+    """Seconds since some instant, rank 0's on every rank: what depends on time is decided alike."""
+    return distributed.first(time.monotonic)
+
+
+@contextmanager
+def _no_traceback_of_a_full_disk() -> Iterator[None]:
+    """TensorBoard writes in a thread, whose OSError the next call of the writer raises; it need not be printed too."""
+    before = threading.excepthook
+    threading.excepthook = lambda raised: None if isinstance(raised.exc_value, OSError) else before(raised)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def export(model: ESVAE, folder: Path) -> None:
@@ -318,13 +412,18 @@ def export(model: ESVAE, folder: Path) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def make_optimizer(model: ESVAE, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: ESVAE, config: TrainConfig, in_graph: bool = False) -> torch.optim.AdamW:
+    """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device."""
     own = {id(p) for p in model.bottleneck.parameters()}
     groups = [
         {"params": [p for p in model.parameters() if id(p) not in own], "lr": config.lr, "base_lr": config.lr},
         {"params": list(model.bottleneck.parameters()), "lr": config.bottleneck_lr, "base_lr": config.bottleneck_lr},
     ]
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True)
+    for group in groups if in_graph else ():
+        group["lr"] = torch.tensor(group["lr"], device=model.to_image.weight.device)
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
+    capturable = in_graph and model.to_image.weight.is_cuda
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=True, capturable=capturable)
 
 
 def learning_rate_factor(config: TrainConfig, progress: float) -> float:
@@ -356,7 +455,11 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float | Tensor) -> None:
     """average <- decay * average + (1 - decay) * model, for parameters and running statistics alike."""
     old, new = ([*m.parameters(), *(b for b in m.buffers() if b.is_floating_point())] for m in (average, model))
-    torch._foreach_lerp_(old, new, 1 - decay)
+    if isinstance(decay, Tensor):
+        for a, b in zip(old, new, strict=True):
+            a.lerp_(b, (1 - decay).to(a.dtype))
+    else:
+        torch._foreach_lerp_(old, new, 1 - decay)

@@ -40,6 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
         StandIn(kernel_helpers.DEVICE).__enter__()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Image folders of the tests leave nothing in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ESVAE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """One of the compiled kernels, forced for the whole test through `indirect` parametrisation; its backend."""

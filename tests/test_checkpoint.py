@@ -469,6 +469,17 @@ def test_optimizer_tensor_of_another_shape() -> None:
     fails(r"0.exp_avg has shape \[1\], not \[3\]", checkpoint.restore_optimizer, optimizer, tensors, state)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", "fast"), ("lr", True), ("betas", 3), ("betas", [0.9]), ("betas", [0.9, "x"]), ("amsgrad", [[]])],
+)
+def test_hyper_parameter_of_another_type(name: str, value: object) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(3))])
+    tensors, state = optimizer_part(optimizer)
+    state["groups"][0][name] = value
+    fails(f"optimizer state: {name} is ", checkpoint.restore_optimizer, optimizer, tensors, state)
+
+
 def test_generators_go_on_where_they_were() -> None:
     data, noise = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     torch.randn(3, generator=noise)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from esvae import data
-from esvae.data import cifar10, folder, idx, places
+from esvae.data import cifar10, folder, idx, images, places
 from esvae.errors import InputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -28,6 +28,7 @@ IDX_TEST = "t10k-images-idx3-ubyte"
 def only_own_places(tmp_path, monkeypatch):
     """No test finds the machine's own data sets, and none can download."""
     monkeypatch.delenv("ESVAE_DATA_DIR", raising=False)
+    monkeypatch.delenv("ESVAE_CACHE_DIR", raising=False)
     monkeypatch.setattr(idx, "SYSTEM_FOLDERS", {"fashion-mnist": [], "mnist": []})
     monkeypatch.setattr(places.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
 
@@ -430,6 +431,29 @@ def test_a_bad_cifar10_archive_is_one_line(tmp_path, change, match):
     fails(match, cifar10.unpack, write_archive(tmp_path / "c.tar.gz", {**cifar_members(), **change}), tmp_path / "to")
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(b"L", 1 << 62), (b"x", 1 << 40), (b"L", -512), (b"0", 1 << 62)],
+    ids=["long-name", "pax", "negative", "file"],
+)
+def test_a_cifar10_archive_that_asks_for_memory_is_one_line(tmp_path, monkeypatch, kind, size):
+    member = tarfile.TarInfo("x")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (
+        (size % (1 << 95) | 1 << 95).to_bytes(12, "big") if size > 0 else size.to_bytes(12, "big", signed=True)
+    )
+    header[156:157] = kind
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    archive = tmp_path / "c.tar.gz"
+    archive.write_bytes(gzip.compress(bytes(header) + bytes(10_000)))
+    monkeypatch.setattr(places.pooch, "retrieve", lambda *args, **kwargs: str(archive))
+    tracemalloc.start()
+    fails("c.tar.gz: (cannot be unpacked|lacks)", data.load, "cifar10", "train", download=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
 def test_a_cifar10_archive_without_a_file_is_one_line(tmp_path):
     members = cifar_members()
     del members["cifar-10-batches-bin/data_batch_2.bin"]
@@ -592,7 +616,7 @@ def test_an_empty_split_is_one_line(tmp_path):
 def test_mixed_images_are_one_line_before_any_is_decoded(tmp_path, monkeypatch, second, mode, match):
     save(tmp_path / "train/a.png", random_images(8, 8))
     save(tmp_path / "test/b.png", random_images(*second), mode)
-    monkeypatch.setattr(folder, "_read_all", None)
+    monkeypatch.setattr(folder, "_decode", None)
     fails(match, data.load, f"folder:{tmp_path}", "train")
 
 
@@ -613,7 +637,7 @@ def test_an_unreadable_image_is_one_line_that_names_it(tmp_path, damage):
         bad.symlink_to(tmp_path / "gone.png")
     else:
         bad.write_bytes({"text": b"no image", "empty": b"", "truncated": whole[: len(whole) // 2]}[damage])
-    assert str(bad) in fails("cannot be read as PNG", data.load, f"folder:{tmp_path}", "test")
+    assert str(bad) in fails("cannot be read( as PNG, .*)?: ", data.load, f"folder:{tmp_path}", "test")
 
 
 @pytest.mark.parametrize("limit", [40 * 40 - 1, 40 * 20 - 1], ids=["warned-of", "refused"])
@@ -738,6 +762,14 @@ def test_batches_go_to_the_device_asked_for():
 def test_an_image_set_moves_as_a_whole():
     moved = numbered(flip=True).to("meta")
     assert (moved.name, moved.flip, moved.pixels.device.type) == ("numbered", True, "meta")
+
+
+def test_a_set_that_does_not_fit_stays_where_it_is(monkeypatch):
+    """Of a GPU, half of whose free memory it may take."""
+    image_set = numbered()
+    for free, kind in ((2 * image_set.pixels.nbytes, "meta"), (2 * image_set.pixels.nbytes - 1, "cpu")):
+        monkeypatch.setattr(images, "free_bytes", lambda device, free=free: free)
+        assert image_set.to("meta").pixels.device.type == kind
 
 
 @pytest.mark.parametrize(

@@ -178,14 +178,14 @@ def test_full_disk_while_logging(run: Run) -> None:
 def test_cut_goes_back_to_the_checkpoint(run: Run) -> None:
     for step in range(1, 7):
         run.log({"step": step})
-        if step in (2, 4, 6):
-            save(run, step, keep=3)
+        if step in (1, 2, 4, 6):
+            save(run, step, keep=4)
     with run.metrics_file.open("a") as file:
         file.write('{"step": 7')
-    fails("no checkpoint of step 3 to go back to; it has checkpoints of step 2, 4, 6", run.cut, 3)
+    fails("no checkpoint of step 3 to go back to; it has checkpoints of step 1, 2, 4, 6", run.cut, 3)
     run.cut(4)
     assert [record["step"] for record in run.metrics()] == [1, 2, 3, 4]
-    assert run.steps() == [2, 4]
+    assert run.steps() == [2, 4]  # step 1: as if the process had died before `save` deleted it
     run.log({"step": 5})
     save(run, 6, keep=3)
     assert run.metrics_file.read_text().splitlines()[-1] == '{"step": 5}'
@@ -258,12 +258,21 @@ def test_damaged_newest_offers_the_good_one_before(run: Run) -> None:
     for step in (1, 2, 3):
         save(run, step, keep=3)
     damage(run, 3)
-    fails("step-00000003/model.safetensors: .*the checkpoint of step 2 before it is good", run.load)
+    offer = "step-00000003/model.safetensors: .*of step {} before it is good: to go on from there, delete {}$"
+    fails(offer.format(2, "step-00000003"), run.load)
     damage(run, 2)
-    fails("step-00000003/model.safetensors: .*the checkpoint of step 1 before it is good", run.load)
+    fails(offer.format(1, "step-00000003 and step-00000002"), run.load)
     assert run.load(1)[1]["step"] == 1
     damage(run, 1)
     fails("there is no good checkpoint before it", run.load)
+
+
+def test_leftovers_of_a_dead_process_go_with_the_cut(run: Run) -> None:
+    """As after a death within `_delete`, when no further checkpoint is to come."""
+    save(run, 1)
+    (run.checkpoints / f".step-00000000.partial-{os.getpid()}").mkdir()
+    run.cut(1)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
 
 
 def test_newest_without_its_state_is_damaged_not_ignored(run: Run) -> None:

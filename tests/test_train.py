@@ -365,11 +365,25 @@ def test_damaged_checkpoint(
     assert contents(tmp_path) == before
 
 
-def test_foreign_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet]) -> None:
+def test_damaged_checkpoint_deleted_as_the_line_says(
+    tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run
+) -> None:
+    shutil.copytree(undisturbed.folder, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    (run.latest() / "state.json").write_text("")
+    with pytest.raises(InputError, match=r"to go on from there, delete step-00000010$"):
+        go(run.folder, sets, resume=True)
+    shutil.rmtree(run.path(10))
+    assert_same(go(run.folder, sets, resume=True), undisturbed)
+
+
+def test_foreign_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
     """Whole and of the right format, but of something else."""
-    run = Run.create(tmp_path / "run", CONFIG.to_dict())
-    run.save(1, {"model": {"weight": torch.zeros(2)}}, {})
-    with pytest.raises(InputError, match="step-00000001, model: not the weights of this config: 'bottleneck"):
+    shutil.copytree(undisturbed.folder, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    run.save(11, {"model": {"weight": torch.zeros(2)}}, {})
+    line = "step-00000011, model: not the weights of this config: 'bottleneck.*of step 10 before it is good"
+    with pytest.raises(InputError, match=line):
         go(run.folder, sets, resume=True)
 
 

@@ -1,10 +1,11 @@
-"""Data sets as bytes in memory, and their batches.
+"""Data sets as bytes, in memory or mapped into it from a file, and their batches.
 
 A data set is one file with a `read` function and one row of `SOURCES`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -47,7 +48,8 @@ SOURCES = {
 
 
 def load(name: str, split: Literal["train", "test"], *, size: int | None = None, download: bool = False) -> ImageSet:
-    """Read one split of a data set into memory.
+    """Read one split of a data set: image folders and CelebA as a file of decoded images that is mapped into memory
+    (built the first time, see `esvae.data.cache`), the others into memory.
 
     Args:
         name: "fashion-mnist", "mnist", "cifar10", "celeba", "digits", or "folder:PATH" for a folder of images.
@@ -71,5 +73,7 @@ def load(name: str, split: Literal["train", "test"], *, size: int | None = None,
     size = source.size if size is None else size
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"size: got {size}, accepted are 1 to {MAX_SIZE}")
-    pixels = torch.from_numpy(source.read(path or key, split, size, download))
-    return ImageSet(name, pixels, flip=source.flip and split == "train")
+    pixels = source.read(path or key, split, size, download)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # mapped, and never written to
+        return ImageSet(name, torch.from_numpy(pixels), flip=source.flip and split == "train")

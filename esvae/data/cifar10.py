@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +82,20 @@ def _download(cache: Path) -> Path:
     archive = places.fetch(URL, MD5, cache)
     try:
         unpack(archive, cache / FOLDER)
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"{archive}: cannot be unpacked into {cache / FOLDER}: {error}") from error
     return cache / FOLDER
+
+
+class _BoundedGzip(gzip.GzipFile):
+    """tarfile asks for as many bytes at once as a header says, and Python sets memory aside for all of them."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MAX_FILE_BYTES + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"a header asks for {size} bytes")
+        return super().read(size)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -90,11 +103,11 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         InputError: a data file is missing in the archive, or is not a plain file of the expected size.
-        OSError, EOFError, tarfile.TarError: the archive cannot be read, or the files not written.
+        OSError, EOFError, ValueError, zlib.error, tarfile.TarError: the archive is damaged, or a file not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = {file for files in FILES.values() for file in files}
-    with tarfile.open(archive, "r:gz") as tar:
+    with _BoundedGzip(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             directory, _, file = member.name.rpartition("/")
             if directory != FOLDER or file not in missing:

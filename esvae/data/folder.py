@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from esvae.data import places
+from esvae.data import cache, places
 from esvae.data.images import resize
 from esvae.errors import InputError
 
@@ -39,9 +40,9 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
     Raises:
         InputError: no folder, no images, images of several sizes or both grey and color, or a file that is no image.
     """
-    root = Path(name)
-    if not os.path.isdir(root):
-        raise InputError(f"folder: {root} is not a folder")
+    if not os.path.isdir(name):
+        raise InputError(f"folder: {name} is not a folder")
+    root = Path(name).absolute()
     splits = _splits(root)
     files = splits["train"] + splits["test"]
     if not files:
@@ -50,8 +51,8 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
         raise InputError(
             f"{root}: none of its {len(files)} images is in the {split} split; make train and test folders"
         )
-    _, channels = _common_form(files)
-    return _read_all(splits[split], size, channels, crop=None)
+    # Of both splits: what does not fit is found before any image is decoded.
+    return _decoded(root, split, size, splits[split], channels=lambda: _common_form(files)[1], crop=None)
 
 
 def _splits(root: Path) -> dict[str, list[Path]]:
@@ -100,11 +101,15 @@ def read_celeba(name: str, split: str, size: int, download: bool) -> np.ndarray:
     files = [root / CELEBA_FOLDER / file for file in _celeba_files(root / CELEBA_LIST, CELEBA_PARTITIONS[split])]
     if not files:
         raise InputError(f"{root / CELEBA_LIST}: lists no image of partition {CELEBA_PARTITIONS[split]} ({split})")
+    return _decoded(root, split, size, files, channels=lambda: _celeba_channels(files), crop=CELEBA_CROP)
+
+
+def _celeba_channels(files: list[Path]) -> int:
     form, channels = _common_form(files)
     if form != CELEBA_SIZE or channels != 3:
         kind = "color" if channels == 3 else "grey"
         raise InputError(f"{files[0]}: {form[0]}x{form[1]} {kind}, need 178x218 color (the aligned images)")
-    return _read_all(files, size, channels, crop=CELEBA_CROP)
+    return channels
 
 
 def _celeba_files(path: Path, partition: str) -> list[str]:
@@ -125,7 +130,7 @@ def _celeba_files(path: Path, partition: str) -> list[str]:
 def _common_form(files: list[Path]) -> tuple[tuple[int, int], int]:
     """The (width, height) and the number of channels that all the files share, from their headers alone."""
     first: tuple[tuple[int, int], int] | None = None
-    for file in files:
+    for file in cache.track(files, "checking images"):
         with _open(file) as image:
             form, mode = image.size, image.mode
         if mode not in CHANNELS:
@@ -144,16 +149,26 @@ def _describe(form: tuple[int, int], channels: int) -> str:
     return f"{form[0]}x{form[1]} {'grey' if channels == 1 else 'color'}"
 
 
-def _read_all(files: list[Path], size: int, channels: int, crop: int | None) -> np.ndarray:
-    images = np.empty((len(files), channels, size, size), np.uint8)
-    for index, file in enumerate(files):
-        with _open(file) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB")
-        if crop is not None:
-            left, top = (pixels.width - crop) // 2, (pixels.height - crop) // 2
-            pixels = pixels.crop((left, top, left + crop, top + crop))
-        images[index] = np.asarray(resize(pixels, size)).reshape(size, size, channels).transpose(2, 0, 1)
-    return images
+def _decoded(
+    root: Path, split: str, size: int, files: list[Path], channels: Callable[[], int], crop: int | None
+) -> np.ndarray:
+    """The images from the cache: one file per folder, split, size and crop, whatever the folder holds."""
+    where = root.resolve()
+    key = hashlib.blake2b(os.fsencode(where) + b"%d" % (crop or 0), digest_size=8).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", where.name)[:40]
+    path = places.cache_dir("images") / f"{name}-{key}-{split}-{size}.pixels"
+    return cache.images(path, files, root, size, channels, lambda file, c: _decode(file, c, size, crop))
+
+
+def _decode(file: Path, channels: int, size: int, crop: int | None) -> np.ndarray:
+    """One image as uint8 (channels, size, size)."""
+    with _open(file) as image:
+        pixels = image.convert("L" if channels == 1 else "RGB")
+    if crop is not None:
+        left, top = (pixels.width - crop) // 2, (pixels.height - crop) // 2
+        pixels = pixels.crop((left, top, left + crop, top + crop))
+    planes = np.asarray(resize(pixels, size)).reshape(size, size, channels).transpose(2, 0, 1)
+    return np.ascontiguousarray(planes)
 
 
 @contextmanager

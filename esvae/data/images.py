@@ -1,4 +1,4 @@
-"""Image sets in memory: uint8 pixels, their float form in [-1, 1], and Pillow's bilinear resize."""
+"""Image sets: uint8 pixels, their float form in [-1, 1], and Pillow's bilinear resize."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from esvae.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One split of a data set, held in memory as bytes.
+    """One split of a data set, as bytes.
 
     Attributes:
         name: the name it was loaded under.
-        pixels: uint8, (N, C, S, S), 0..255.
+        pixels: uint8, (N, C, S, S), 0..255; may be mapped from a file, and must not be written to.
         flip: whether a random horizontal flip is part of training on it.
 
     Raises:
@@ -38,8 +38,19 @@ class ImageSet:
         return self.pixels.shape[0]
 
     def to(self, device: str | torch.device) -> ImageSet:
-        """The same set with its pixels on `device`; `batches` then indexes there, without a transfer per batch."""
+        """The same set with its pixels on `device`; `batches` then indexes there, without a transfer per batch.
+
+        Where they would take more than half of a GPU's free memory they stay where they are.
+        """
+        free = free_bytes(torch.device(device))
+        if free is not None and self.pixels.nbytes > free / 2:
+            return self
         return replace(self, pixels=self.pixels.to(device))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of a GPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:

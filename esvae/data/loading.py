@@ -30,6 +30,8 @@ def batches(
     start: int = 0,
     device: str | torch.device = "cpu",
     drop_last: bool = True,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[torch.Tensor]:
     """One epoch of training batches, shuffled and, where the set says so, randomly flipped.
 
@@ -44,9 +46,10 @@ def batches(
         start: how many batches to skip.
         device: where the batches go.
         drop_last: leave out a last batch that is not full.
+        rank, ranks: give only part number `rank` of each batch, cut into `ranks` equal ones.
 
     Returns:
-        an iterator of float32 (batch_size, C, S, S) in [-1, 1], channels-last.
+        an iterator of float32 (batch_size / ranks, C, S, S) in [-1, 1], channels-last.
 
     Raises:
         InputError: batch_size or start is out of range.
@@ -57,7 +60,7 @@ def batches(
     n = len(image_set)
     order = epoch_order(n, seed, epoch).split(batch_size)[start:total]
     flips = torch.rand(n, generator=_generator("flip", seed, epoch)) < 0.5 if image_set.flip else None
-    return (_batch(image_set.pixels, indices, flips, device) for indices in order)
+    return (_batch(image_set.pixels, indices.tensor_split(ranks)[rank], flips, device) for indices in order)
 
 
 def ordered_batches(image_set: ImageSet, batch_size: int, device: str | torch.device = "cpu") -> Iterator[torch.Tensor]:
@@ -87,7 +90,10 @@ def _checked_count(image_set: ImageSet, batch_size: int, drop_last: bool) -> int
 def _batch(
     pixels: torch.Tensor, indices: torch.Tensor, flips: torch.Tensor | None, device: str | torch.device
 ) -> torch.Tensor:
-    images = pixels[indices.to(pixels.device)].to(device)
+    images = pixels[indices.to(pixels.device)]
+    if images.is_cpu and torch.device(device).type == "cuda":
+        images = images.pin_memory()  # so that the copy does not wait for what the GPU is doing
+    images = images.to(device, non_blocking=True)
     if flips is not None:
         images = torch.where(flips[indices].to(device)[:, None, None, None], images.flip(-1), images)
     return normalize(images).contiguous(memory_format=torch.channels_last)

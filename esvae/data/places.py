@@ -26,8 +26,9 @@ def data_dir() -> Path | None:
 
 
 def cache_dir(name: str) -> Path:
-    """The folder of the user's cache that downloads of data set `name` go to."""
-    return Path(pooch.os_cache("esvae")) / name
+    """The folder `name` of ESVAE_CACHE_DIR, by default of the user's cache: for what can be had again."""
+    own = os.environ.get("ESVAE_CACHE_DIR")
+    return (Path(own).expanduser() if own else Path(pooch.os_cache("esvae"))) / name
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:

@@ -69,6 +69,7 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         self.bottleneck = nn.Linear(c.latent, c.latent)
         self.mixture = MixturePrior(c.mixture_components, c.latent) if c.prior == "mixture" else None
         self.sampler_surrogate = make_surrogate(c.sampler_surrogate, c.sampler_shape)
+        self._readouts: dict[tuple[int, torch.device], Tensor] = {}
         self.to(memory_format=torch.channels_last)
 
     def readout_weights(self) -> Tensor:
@@ -77,6 +78,13 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         weights = self.config.readout_decay**t
         full = torch.arange(self.config.steps, dtype=torch.float64)
         return weights * ((self.config.readout_decay**full).sum() / weights.sum())
+
+    def _readout_on(self, device: torch.device) -> Tensor:
+        """The same on `device`, brought there once: to bring it there at every call would wait for a GPU."""
+        key = (self.steps, device)
+        if key not in self._readouts:
+            self._readouts[key] = self.readout_weights().to(device)
+        return self._readouts[key]
 
     def encode(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in [-1, 1] -> firing rates r_p (N, d) in {0, 1/T, .., 1} (eq. 5)."""
@@ -95,7 +103,7 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         spikes = self.from_latent(spikes)
         spikes = spikes.unflatten(2, (self.config.widths[-1], 2, 2))
         spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, spikes.shape[:2])
-        weights = self.readout_weights().to(spikes.device)
+        weights = self._readout_on(spikes.device)
         *rest, last = self.decoder
         for layer in rest:
             spikes = layer(spikes)
@@ -114,12 +122,12 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         """images (N, C, H, W) -> their reconstructions, through the sampler."""
         return self.decode(self.sample(self.encode(images), seed=seed, sample_ids=sample_ids))
 
-    def generate(self, n: int, *, seed: int, start: int = 0, prior: str | None = None) -> Tensor:
+    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
         """Images number `start` .. `start + n - 1` of the sequence that `seed` names; (n, C, H, W) in [-1, 1].
 
         `prior`: "bottleneck" or "mixture"; default: the config's.
         """
-        ids = torch.arange(start, start + n, device=self.to_image.weight.device)
+        ids = start + torch.arange(n, device=self.to_image.weight.device)
         prior = prior or self.config.prior
         if prior not in ("bottleneck", "mixture"):
             raise InputError(f"prior: got {prior!r}, accepted are bottleneck, mixture")
@@ -129,13 +137,17 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
             raise InputError("prior: got 'mixture', but this model was built without one; accepted is 'bottleneck'")
         else:
             rates = self.mixture(ids, seed)
-        return self.decode(self.sample(rates, seed=(seed + 1) % 2**63, sample_ids=ids))
+        return self.decode(self.sample(rates, seed=following(seed), sample_ids=ids))
 
-    def forward(self, images: Tensor, *, seed: int) -> Reconstruction:
-        """The training forward. `seed` is this step's: noise of sampler and prior are keyed by it and the position."""
+    def forward(self, images: Tensor, *, seed: int | Tensor, start: int = 0) -> Reconstruction:
+        """The training forward. `seed` is this step's: noise of sampler and prior are keyed by it and the position.
+
+        A seed that is an int64 tensor (1) on the images' device is read there, at each replay of a CUDA graph anew.
+        `start`: the position of the first image in the whole batch, of which `images` may be a part.
+        """
         rates = self.encode(images)
-        ids = torch.arange(len(images), device=images.device)
-        noise = normal(ids, self.config.latent, (seed + 1) % 2**63)
+        ids = torch.arange(start, start + len(images), device=images.device)
+        noise = normal(ids, self.config.latent, following(seed))
         images = self.decode(self.sample(rates, seed=seed, sample_ids=ids))
         return Reconstruction(images, at_least_fp32(rates), at_least_fp32(self.prior_rates(noise)))
 
@@ -162,6 +174,11 @@ class ESVAE(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         model = cls(**arguments)
         model.load_state_dict(tensors)
         return model.to(map_location).eval()
+
+
+def following(seed: int | Tensor) -> int | Tensor:
+    """Another stream of noise of the same step or sequence."""
+    return (seed + 1) & (2**63 - 1)
 
 
 def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
