@@ -5,9 +5,10 @@ nothing compiled. A benchmark belongs to a group, and in it goes by its entry's 
 (a yardstick, as is the copy that each entry of an op is timed in turn with). A ratio is always one of two medians of
 the same process.
 
-`pytest bench/ --device cuda` times the ops on a GPU, by events on its stream (gpu.py); `--device cpu:0` does all of the
-same at a tiny size where there is none. Ours is then an entry per backend, and a peer that fails is reported, no error.
-`--json` writes what was measured, also for a run that is stopped.
+`pytest bench/ --device cuda` times on a GPU, by events on its stream (gpu.py); `--device cpu:0` does all of the same
+at a tiny size where there is none. An op of ours is then an entry per backend, and a peer that fails is reported, no
+error.
+`--json` writes what was measured, also for a run that is stopped. What is skipped stands in the table with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import pytest
 import torch
 from _pytest.outcomes import Skipped
 from memory import peak_bytes, saved_bytes, settle
-from table import Row, markdown
+from table import Row, Skip, markdown, of_model
 
 import esvae_kernels
 
@@ -36,6 +37,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # append
 from stand_in import StandIn
 
 _ROWS = pytest.StashKey[list[Row]]()
+_SKIPPED = pytest.StashKey[list[Skip]]()
 _GPU = pytest.StashKey[gpu.Results | None]()
 
 
@@ -50,6 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("esvae benchmarks")
     group.addoption("--untuned", action="store_true", help="leave the C library's allocator at its defaults")
     group.addoption("--rounds", type=int, default=7, help="timed rounds per benchmark (default: 7)")
+    group.addoption(
+        "--cases",
+        choices=("base", "matrix", "growth"),
+        default="base",
+        help="of the whole model: some, every size, T and batch, or what the plot of its growth takes (default: base)",
+    )
     group.addoption("--json", type=Path, help="with --device cuda: the file for the results")
     with suppress(ValueError):  # tests/conftest.py has it too, where both are run
         parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "cpu:0"), help="what tensors are made on")
@@ -58,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.stash[_ROWS] = []
+    config.stash[_SKIPPED] = []
     config.stash[_GPU] = None
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if config.getoption("--benchmark-disable") or config.getoption("--device") == "cpu:0":
@@ -80,29 +89,37 @@ def _configure_gpu(config: pytest.Config, device: torch.device) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The benchmarks of the model and of the drop-in layers are of the CPU: they have no copy to compare with."""
-    of_cpu = collection_path.name.startswith(("bench_model", "bench_dropin"))
+    """The benchmarks of the drop-in layers are of the CPU: they have no copy to compare with."""
+    of_cpu = collection_path.name.startswith("bench_dropin")
     return True if config.stash[_GPU] is not None and of_cpu else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a GPU ours comes first and what compiles for long last, for a run that is stopped when its time is up."""
+    """On a GPU ours and the whole model come first, what compiles for long last: a run may be stopped in between."""
     if config.stash[_GPU] is not None:
-        ours = gpu.ours(torch.get_default_device())
-        entries = {item: item.callspec.params["entry"] for item in items}
-        items.sort(key=lambda item: (entries[item] not in ours, entries[item] == "compiled loop"))
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> tuple[bool, bool]:
+    case, entry = item.callspec.params["case"], item.callspec.params["entry"]
+    return entry.startswith("compiled"), not (gpu.is_ours(entry) or of_model(case.group))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
-    """On a GPU what fails, or is missing, is reported in the table; a peer's failure is no more than that."""
+    """What is skipped is reported in the table, on a GPU what fails too; a peer's failure is no more than that."""
     report = yield
     results = item.config.stash[_GPU]
-    if results is not None and call.excinfo is not None and isinstance(call.excinfo.value, Exception | Skipped):
-        case, entry = item.callspec.params["case"], item.callspec.params["entry"]
+    reported = Skipped if results is None else Exception | Skipped
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "case" in params and call.excinfo is not None and isinstance(call.excinfo.value, reported):
+        case, entry = params["case"], params["entry"]
         why = str(call.excinfo.value).strip().split("\n")[0][:120]
+        if results is None:
+            item.config.stash[_SKIPPED].append(Skip(case.group, entry, why))
+            return report
         results.fail(case.group, entry, why)
-        if entry not in gpu.ours(torch.get_default_device()):
+        if not gpu.is_ours(entry):
             report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {why}")
     return report
 
@@ -113,7 +130,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(gpu.markdown(results.contents()))
     elif rows := config.stash[_ROWS]:
         terminalreporter.section("medians and ratios")
-        terminalreporter.write_line(markdown([rows], every_group=False))
+        terminalreporter.write_line(markdown([rows], every_group=False, skipped=config.stash[_SKIPPED]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    output_json["skipped"] = [skip._asdict() for skip in config.stash[_SKIPPED]]
 
 
 @pytest.fixture(scope="session")

@@ -14,21 +14,28 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
 from memory import peak_bytes, saved_bytes
-from table import PEERS, aligned
+from table import OURS, PEERS, Skip, Speed, aligned, model_table, of_model
 
 AIM = 1.1  # copies of its bytes that an op may take
 AHEAD_MS = 20  # for so long the GPU is kept busy, while the CPU queues what is timed
+WARM = 5  # runs of what has no copy beside it: more than a CUDA graph takes before it is there
 
 
 def ours(device: torch.device) -> tuple[str, ...]:
     """The entries that are ours, one for each backend of the device; cpu:0 stands in for a GPU."""
     return ("triton", "cuda") if device.type == "cuda" else ("cpu", "reference")
+
+
+def is_ours(entry: str) -> bool:
+    """One of those, or of the whole model "ours", or that with an option, as in "ours, graph"."""
+    return entry in ours(torch.get_default_device()) or entry.split(",")[0] == OURS
 
 
 def dry() -> bool:
@@ -109,6 +116,21 @@ def seconds(run: Callable[[], object], against: Callable[[], object], rounds: in
     return median(second.elapsed_time(third) for _, second, third in events) / 1e3, copies / 1e3
 
 
+def step_seconds(run: Callable[[], object], rounds: int) -> float:
+    """Median of `run`, one after the other: where the GPU waits for the CPU to launch, that counts, as in training."""
+    if torch.get_default_device().type != "cuda":
+        return _wall_seconds(run, lambda: None, rounds)[0]
+    for _ in range(WARM):
+        run()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    return median(first.elapsed_time(second) for first, second in pairwise(events)) / 1e3
+
+
 def _wall_seconds(run: Callable[[], object], against: Callable[[], object], rounds: int) -> tuple[float, float]:
     times = []
     for _ in range(rounds):
@@ -137,14 +159,14 @@ class Results:
             run: Callable[[], object],
             forward: Callable[[], object] | None = None,
             *,
-            against: Callable[[], object],
+            against: Callable[[], object] | None = None,
             **info: object,
         ) -> None:
             run()  # compiles
             saved = None if forward is None else saved_bytes(forward)
             peak = peak_bytes(run)
-            several = 3 if entry in ours(torch.get_default_device()) else 1
-            time, copy = seconds(run, against, several * rounds)
+            several = (3 if is_ours(entry) else 1) * rounds
+            time, copy = seconds(run, against, several) if against else (step_seconds(run, several), None)
             row = {"group": group, "entry": entry, "seconds": time, "copy_seconds": copy}
             self.rows.append(row | {"saved_bytes": saved, "peak_bytes": peak} | info)
             self.write()
@@ -175,8 +197,26 @@ def markdown(contents: Mapping) -> str:
         f'"/ copy" is the time over that of a copy of the same bytes, done in turn; above {AIM} it is bold. A peer\'s '
         "column is its time over ours. Saved: bytes per element and step kept for the backward; peak: MB at once."
     )
-    parts = [head, text, _table(contents["rows"]), *_failures(contents["failed"])]
+    rows, failed = contents["rows"], contents["failed"]
+    ops = [row for row in rows if not of_model(row["group"])]
+    models = [row for row in rows if of_model(row["group"])]
+    parts = [head]
+    if ops:
+        parts += [text, _table(ops)]
+    if models:
+        parts += [_models(models, [f for f in failed if of_model(f["group"])])]
+    parts += _failures([f for f in failed if not (models and of_model(f["group"]))])
     return "\n\n".join(parts)
+
+
+def _models(rows: list[dict], failed: list[dict[str, str]]) -> str:
+    text = (
+        "The whole model, preset `paper`, d = 128, grey images: images per second of a training step (forward, loss, "
+        "backward, AdamW) and of generation, and in brackets the MB that it takes at its peak beside weights, "
+        "gradients and AdamW's state. fp32 convolutions are torch's, with TF32 where it takes that."
+    )
+    speeds = [(r["group"], r["entry"], Speed(r["images"], r["seconds"], r["peak_bytes"])) for r in rows]
+    return f"{text}\n\n{model_table(speeds, [Skip(**f) for f in failed])}"
 
 
 def _table(rows: list[dict]) -> str:

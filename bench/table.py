@@ -3,17 +3,20 @@
 The files are what `pytest bench/ --benchmark-json=results.json` writes. First comes a summary, a line per group of an
 op; then, but with `--summary`, a table per group. Of several files (one with the tuned allocator, one with `--untuned`)
 each entry's best counts: the one that is fastest relative to the copy timed in turn with it, or just the fastest where
-there is no copy.
+there is no copy. What was not measured stands in its place with the reason. The groups of the whole model have a table
+of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 COPY, TWIN, OURS = "copy", "ReLU twin", "ours"
 PEERS = {  # entry -> its column in the summary
@@ -23,6 +26,7 @@ PEERS = {  # entry -> its column in the summary
     "compiled loop": "compiled / ours",
     "unfused": "unfused / ours",
 }
+TRAINING, GENERATION = "training step", "generation"  # what groups of the whole model begin with
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Row:
     steps: int | None
     dtype: str  # fp32 or bf16
     bytes: float | None  # that the copy moves, per element and time step
+    size: int | None  # side of the images in pixels
+    width: float | None  # of the model's layers, relative to the preset's
 
     @classmethod
     def of(cls, group: str, median: float, info: Mapping) -> Row:
@@ -69,7 +75,17 @@ class Row:
             steps=info.get("T"),
             dtype=info.get("dtype", ""),
             bytes=info.get("bytes"),
+            size=info.get("size"),
+            width=info.get("width"),
         )
+
+
+class Skip(NamedTuple):
+    """An entry of a group that was not measured."""
+
+    group: str
+    entry: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -84,9 +100,14 @@ Group = dict[str, Placed]  # by entry
 
 
 def read(path: Path) -> list[Row]:
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Row], list[Skip]]:
     try:
-        benchmarks = json.loads(path.read_text())["benchmarks"]
-        return [Row.of(b["group"], b["stats"]["median"], b["extra_info"]) for b in benchmarks]
+        contents = json.loads(path.read_text())
+        rows = [Row.of(b["group"], b["stats"]["median"], b["extra_info"]) for b in contents["benchmarks"]]
+        return rows, [Skip(**skip) for skip in contents.get("skipped", ())]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
@@ -111,15 +132,19 @@ def against_copy(group: Group) -> bool:
     return COPY in group or all(placed.row.copy for placed in group.values())
 
 
-def markdown(runs: Iterable[list[Row]], every_group: bool = True) -> str:
-    """The machine, the summary, and a table per group, or only per group that the summary has no line for."""
-    runs = list(runs)
+def markdown(runs: Iterable[list[Row]], every_group: bool = True, skipped: Iterable[Skip] = ()) -> str:
+    """The machine, the summaries, and a table per group, or only per group that the summaries have no line for."""
+    runs, skipped = list(runs), list(skipped)
     machines = dict.fromkeys(row.machine for rows in runs for row in rows)
     groups = best(runs)
     summed = {name: group for name, group in groups.items() if OURS in group and group[OURS].row.bytes}
-    shown = groups if every_group else {name: group for name, group in groups.items() if name not in summed}
+    whole = [placed.row for name, group in groups.items() if of_model(name) for placed in group.values()]
+    speeds = [(row.group, row.entry, Speed(row.images, row.median, row.peak)) for row in whole]
+    missing = [skip for skip in skipped if of_model(skip.group) and skip.entry not in groups.get(skip.group, ())]
     tables = [summary(summed.values())] if summed else []
-    tables += [f"**{name}**\n\n{_table(group)}" for name, group in shown.items()]
+    tables += [model_table(speeds, missing)] if speeds else []
+    lines = {*summed, *(row.group for row in whole)}
+    tables += [f"**{name}**\n\n{_table(groups[name])}" for name in groups if every_group or name not in lines]
     return "\n\n".join([*machines, *tables])
 
 
@@ -142,6 +167,49 @@ def summary(groups: Iterable[Group]) -> str:
     columns = ["op", "T", "dtype", "bytes", "/ copy", *PEERS.values()]
     columns = [column for column in columns if any(line.get(column) for line in lines)]
     return aligned({column: [line.get(column, "") for line in lines] for column in columns}, ("op", "dtype"))
+
+
+class Speed(NamedTuple):
+    """Of one entry of the whole model."""
+
+    images: int
+    seconds: float
+    peak: int | None  # bytes
+
+    def __str__(self) -> str:
+        peak = "" if self.peak is None else f" ({self.peak / 1e6:.0f})"
+        return f"{self.images / self.seconds:.{0 if self.images >= 10 * self.seconds else 1}f}{peak}"
+
+
+def of_model(group: str) -> bool:
+    return group.startswith((TRAINING, GENERATION))
+
+
+def model_table(speeds: Iterable[tuple[str, str, Speed]], skipped: Iterable[Skip]) -> str:
+    """A line per group: images per second of each entry and the MB that it takes, or why it was not measured; ours over
+    the twin, the others over ours."""
+    cells: dict[str, dict[str, Speed | str]] = {}
+    for group, entry, cell in (*speeds, *skipped):
+        cells.setdefault(group, {})[entry] = cell
+    order = {OURS: 0, TWIN: 1}
+    entries = sorted({entry: None for group in cells.values() for entry in group}, key=lambda e: order.get(e, 2))
+    others = [entry for entry in entries if entry not in order]
+    columns: dict[str, list[str]] = {"images/s (peak, MB)": sorted(cells, key=_by_number)}
+    lines = [cells[name] for name in columns["images/s (peak, MB)"]]
+    columns |= {entry: [str(line.get(entry, "")) for line in lines] for entry in entries}
+    columns[f"time / {TWIN}"] = [_ratio(line, OURS, TWIN) for line in lines]
+    columns |= {f"{entry} / {OURS}": [_ratio(line, entry, OURS) for line in lines] for entry in others}
+    return aligned({name: column for name, column in columns.items() if any(column)}, ("images/s (peak, MB)",))
+
+
+def _ratio(line: Mapping[str, Speed | str], entry: str, to: str) -> str:
+    one, other = line.get(entry), line.get(to)
+    return f"{one.seconds / other.seconds:.2f}" if isinstance(one, Speed) and isinstance(other, Speed) else ""
+
+
+def _by_number(name: str) -> list[tuple[float, str]]:
+    """Sorts T = 4 before T = 16."""
+    return [(float(part), "") if part.isdigit() else (0.0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _table(group: Group) -> str:
@@ -188,7 +256,9 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="no tables of the groups that the summary has")
     arguments = parser.parse_args()
     try:
-        print(markdown([read(path) for path in arguments.results], not arguments.summary))
+        runs = [_read(path) for path in arguments.results]
+        skipped = [skip for _, skips in runs for skip in skips]
+        print(markdown([rows for rows, _ in runs], not arguments.summary, skipped))
     except ValueError as error:
         sys.exit(str(error))
 
