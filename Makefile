@@ -1,16 +1,18 @@
 # `make demo` and `make test` need Python >= 3.10 with venv, g++ and nothing else; everything goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+OWN_VENV := norse sinabs
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install demo test peers bench gpu lint sanitize sanitize-address sanitize-thread clean
+.PHONY: help install demo test peers bench soak gpu lint sanitize sanitize-address sanitize-thread clean
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
 	@echo "make demo   install, train on digits for some minutes, write grids, print the metrics"
 	@echo "make test   install, run every test"
-	@echo "make peers  install SpikingJelly and snnTorch too: to compare with them, and to test the drop-in layers"
+	@echo "make peers  install SpikingJelly, snnTorch, Norse and sinabs too: to compare with them, to test the drop-in layers"
 	@echo "make bench  install, compare speeds"
+	@echo "make soak   trainings killed at random instants, a million damaged files: an hour"
 	@echo "make gpu    on a machine with a GPU, with the Python that is there: its tests, compute-sanitizer, its benchmarks"
 	@echo "make lint   formatting and lint"
 	@echo "make sanitize   the kernel tests under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer"
@@ -31,14 +33,30 @@ test: install
 	$(BIN)/python -c 'import esvae_kernels as k; assert "cpu" in k.available_backends(), "the cpu backend is missing"'
 	$(BIN)/pytest
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton_*.py
+	@set -e; for library in $(OWN_VENV); do ! test -x .venv-$$library/bin/python || \
+	  .venv-$$library/bin/python -m pytest tests/dropin/test_$$library*.py tests/dropin/test_nir.py; done
 
-# Other libraries, to compare with and to convert. Without what they require: one wants torchvision, of a matching torch.
-peers: install
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps spikingjelly snntorch
+# Other libraries, to compare with and to convert. Without what they require: some want torchvision, of a matching torch.
+# Norse and sinabs want different releases of nir, and so have a venv each, on top of .venv.
+peers: install $(OWN_VENV:%=.venv-%/.installed)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps spikingjelly snntorch nir nirtorch
 	$(BIN)/pip install --quiet --constraint constraints.txt loguru tqdm h5py
+
+.venv-norse/.installed: PACKAGES := norse nir nirtorch
+.venv-sinabs/.installed: PACKAGES := sinabs 'nir<=1.0.4' 'nirtorch<2' pbr
+.venv-%/.installed: constraints.txt | install
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(@D)/bin/pip install --quiet --constraint constraints.txt --no-deps $(PACKAGES)
+	@touch $@
 
 bench: install
 	$(BIN)/pytest bench
+
+# KILLS=50 CASES=1000000: how many trainings, how many files.
+soak: install
+	$(BIN)/python tests/soak_kill.py --trials $(or $(KILLS),50)
+	$(BIN)/python tests/soak_fuzz.py --cases $(or $(CASES),1000000)
 
 # No venv, no download: PYTHON has torch, Triton, pytest, hypothesis, scipy, scikit-learn, pybind11, cmake and ninja.
 # DRY=1: where there is no GPU, the same on the CPU at tiny sizes.
@@ -77,4 +95,4 @@ sanitize-thread: build/sanitize-thread/.built
 	$(call preload,tsan) TSAN_OPTIONS=report_mutex_bugs=0:suppressions=$(CURDIR)/tests/sanitize.supp $(call sanitized,thread)
 
 clean:
-	rm -rf .venv build dist *.egg-info _esvae_kernels*.so
+	rm -rf .venv $(OWN_VENV:%=.venv-%) build dist *.egg-info _esvae_kernels*.so
