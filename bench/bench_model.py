@@ -215,7 +215,11 @@ class Neuron(Protocol):
 
 def unfused(layer: SpikingLayer) -> Neuron:
     """Our `lif` as `layer` has it behind its norm."""
-    options = {k: v for k, v in layer.neurons.options.items() if k not in ("scale", "eps", "momentum", "readout")}
+    options = {
+        k: v
+        for k, v in layer.neurons.options.items()
+        if k not in ("scale", "eps", "momentum", "process_group", "readout")
+    }
     return lambda x, readout=None, steps=None: esvae_kernels.lif(x, steps=steps, readout=readout, **options)[0]
 
 
