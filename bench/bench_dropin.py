@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from passes import DTYPES, assert_agree, run, shaped
+from passes import DTYPES, assert_agree, run, shaped, training_steps
 from torch import Tensor, nn
 
 from esvae_kernels.dropin import convert
@@ -118,11 +118,6 @@ def test_network(case: Network, entry: str, smoke: bool, measure: Callable[..., 
     networks = {THEIRS: case.make(case.width)}
     networks[OURS] = copy.deepcopy(networks[THEIRS])
     convert(networks[OURS], strict=True)
-    steps = {
-        name: partial(train_step, network, torch.optim.Adam(network.parameters()), images, labels, STEPS)
-        for name, network in networks.items()
-    }
-    losses = [step() for step in steps.values()]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    steps = training_steps(networks, train_step, images, labels, STEPS)
     group = f"{case.name}, training step, {case.images} images of {case.side}x{case.side}, T = {STEPS}, fp32"
     measure(group, entry, steps[entry], images=case.images, T=STEPS, dtype="fp32")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from passes import DTYPES, assert_agree, run
+from passes import DTYPES, assert_agree, run, training_steps
 from torch import Tensor, nn
 
 from esvae_kernels.dropin import convert
@@ -92,12 +92,7 @@ def test_network(make: Callable[..., nn.Module], entry: str, smoke: bool, measur
     images, labels = real_images(count)
     networks = {THEIRS: make(count, width), OURS: make(count, width)}
     convert(networks[OURS], strict=True)
-    steps = {
-        name: partial(train_step, network, torch.optim.Adam(network.parameters()), images, labels, STEPS)
-        for name, network in networks.items()
-    }
-    losses = [step() for step in steps.values()]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    steps = training_steps(networks, train_step, images, labels, STEPS)
     kind = {from_ann: "from_model, IAF", leaky: "LIF"}[make]
     group = f"convolutional sinabs network ({kind}), training step, {count} images, T = {STEPS}, fp32"
     measure(group, entry, steps[entry], images=count, T=STEPS, dtype="fp32")

@@ -8,10 +8,11 @@ from functools import partial
 from typing import NamedTuple
 
 import gpu
+import pytest
 import torch
 from peers import copy_of
 from table import OURS
-from torch import Tensor
+from torch import Tensor, nn
 
 from esvae_kernels import use_backend
 
@@ -98,6 +99,19 @@ def assert_agree(name: str, got: Result, wanted: Result, flips: float, relative:
     for one, other in zip(sums, wanted_sums, strict=True):
         error = ((one - other).norm() / other.norm()).item()
         assert error <= relative + 10 * flips, f"{name}: the gradient of a parameter is off by {error:.1e}"
+
+
+def training_steps(
+    networks: dict[str, nn.Module], train_step: Callable[..., float], *arguments: object
+) -> dict[str, Callable[[], float]]:
+    """A training step of each network, with an Adam of its own. The first ones are done here, and lose the same."""
+    steps = {
+        name: partial(train_step, network, torch.optim.Adam(network.parameters()), *arguments)
+        for name, network in networks.items()
+    }
+    one, other = (step() for step in steps.values())
+    assert one == pytest.approx(other, rel=1e-3)
+    return steps
 
 
 def share(mask: Tensor) -> float:

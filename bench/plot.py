@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-from table import OURS, Group, Placed, against_copy, best, read
+from table import OURS, Group, Placed, Row, against_copy, best, read
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -141,8 +142,9 @@ def _bars(panel: Axes, groups: list[Group]) -> None:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color=GREY)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(description: str | None, draw: Callable[[list[list[Row]]], Figure]) -> None:
+    """The command line of a script that draws results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="JSON files of pytest-benchmark")
     parser.add_argument("--out", type=Path, required=True, help="the picture, a .png, .svg or .pdf")
     arguments = parser.parse_args()
@@ -154,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, draw)

@@ -7,27 +7,21 @@ Time and peak memory over T, images and width, one of them at a time; below, by 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-import numpy as np
-from table import OURS, TRAINING, TWIN, Row, best, of_model, read
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from plot import GREY, command
+from table import OURS, TRAINING, TWIN, Row, best, of_model
 
 CENTRE = {"steps": 16, "images": 64, "width": 1.0}  # what the others are while one varies
 LABELS = {"steps": "time steps T", "images": "images in a batch", "width": "width of the layers (1: the preset's)"}
 LINEAR = ("steps", "images")  # the convolutions' cost is quadratic in the width
 WITHIN = 10  # per cent off a line that are still taken for linear
-GREY = "0.45"
 # Okabe and Ito's colours, told apart by whoever does not see red or green; the markers say the same once more.
 ENTRIES = {OURS: ("#0072B2", "o"), TWIN: ("#E69F00", "s"), "literal": ("#CC79A7", "^")}
 
@@ -155,19 +149,12 @@ def report(rows: list[Row], write: Callable[[str], object] = print) -> None:
             write(f"time over {LABELS[over]}, {entry}: {cost}; off by {offs}: {verdict} within {WITHIN} %")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files of pytest-benchmark")
-    parser.add_argument("--out", type=Path, required=True, help="the picture, a .png, .svg or .pdf")
-    arguments = parser.parse_args()
-    try:
-        rows = training_rows([read(path) for path in arguments.results])
-        figure = draw(rows)
-        report(rows)
-        figure.savefig(arguments.out, dpi=130, bbox_inches="tight")
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+def draw_and_report(runs: list[list[Row]]) -> Figure:
+    rows = training_rows(runs)
+    figure = draw(rows)
+    report(rows)
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, draw_and_report)

@@ -164,7 +164,7 @@ class Trainer:
     def save(self) -> None:
         distributed.first(self._save)
 
-    def _save(self, keep: int = 2) -> None:
+    def _save(self) -> None:
         if self.run.steps()[-1:] == [self.step]:
             return
         self.writer.flush()  # a kill must not take events that are older than the checkpoint
@@ -172,7 +172,7 @@ class Trainer:
         parts = {"model": self.model.state_dict(), "optimizer": tensors}
         if self.average:
             parts["average"] = self.average.state_dict()
-        self.run.save(self.step, parts, {"optimizer": groups, "seconds": self.seconds}, keep)
+        self.run.save(self.step, parts, {"optimizer": groups, "seconds": self.seconds})
 
     def restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
         with self.run.offering_the_one_before(self.run.latest()):

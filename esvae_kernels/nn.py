@@ -7,15 +7,18 @@ is learnt, for example `LIF(decay=nn.Parameter(torch.full((64,), 0.9)), threshol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
 from .surrogate import ATan, Rectangular, StraightThrough, Surrogate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # a torch built without it has none
 
 __all__ = ["BNLIF", "LI", "LIF", "Poisson"]
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from training_helpers import mount
 
 from esvae import checkpoint
 from esvae.errors import InputError
@@ -160,21 +161,13 @@ def test_file_size_limit_of_the_system(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_really_full_disk(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no permission to mount a small file system")
-    try:
-        checkpoint.save(disk / "one", PARTS, STATE)
-        big = {"model": {"w": torch.zeros(1 << 18)}}
-        fails("two: cannot write the checkpoint: No space left on device", checkpoint.save, disk / "two", big, {})
-        assert [path.name for path in disk.iterdir()] == ["one"]
-        assert checkpoint.load(disk / "one")[1] == STATE
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_really_full_disk(disk: Path) -> None:
+    mount(disk, "size=1m")
+    checkpoint.save(disk / "one", PARTS, STATE)
+    big = {"model": {"w": torch.zeros(1 << 18)}}
+    fails("two: cannot write the checkpoint: No space left on device", checkpoint.save, disk / "two", big, {})
+    assert [path.name for path in disk.iterdir()] == ["one"]
+    assert checkpoint.load(disk / "one")[1] == STATE
 
 
 def test_missing_parent(tmp_path: Path) -> None:

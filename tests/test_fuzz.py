@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from fuzzing import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from training_helpers import run_script
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -28,9 +27,6 @@ def test_readers_take_a_file_or_refuse_it_in_a_line(tmp_path: Path, name: str) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_readers_take_little_time_and_memory() -> None:
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)])}
-    command = [sys.executable, str(tests / "soak_fuzz.py"), "--cases", "4000"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_script("soak_fuzz.py", "--cases", "4000")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("1000 files") == len(TARGETS)

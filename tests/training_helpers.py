@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +43,17 @@ def full_disk(largest: int = 4096) -> Iterator[None]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def mount(disk: Path, options: str) -> None:
+    """Give the file system of the fixture `disk` another size, or other rights."""
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the tests' in a process of its own, which imports what this one does."""
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), *filter(None, sys.path)])}
+    return subprocess.run(
+        [sys.executable, str(tests / name), *arguments], env=environment, capture_output=True, text=True
+    )

@@ -20,7 +20,6 @@ What the kernels have no form for runs by Norse's own code: `why_not` and `why_s
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from functools import reduce
 from typing import ClassVar
@@ -40,6 +39,7 @@ from ..ops.lif import lif
 from ..ops.lif.reference import state_dtype
 from ..surrogate import Erf, FastSigmoid, Sigmoid, Surrogate, Triangular
 from .folding import BATCH_STATISTICS, RANDOM, STATELESS, fixed_statistics, hooked
+from .parameters import is_number, readable
 
 __all__ = ["LIF", "LIFBoxCell", "LIFCell", "unroll"]
 
@@ -78,7 +78,7 @@ def surrogate_of(method: object, alpha: object) -> Surrogate | None:
         if alpha.numel() != 1 or not alpha.is_cpu or torch.compiler.is_compiling():
             return None
         alpha = alpha.item()
-    known = method in SURROGATES and _is_number(alpha) and 0 < alpha < math.inf
+    known = method in SURROGATES and is_number(alpha) and 0 < alpha < math.inf
     return SURROGATES[method](float(alpha)) if known else None
 
 
@@ -97,7 +97,7 @@ class _Neuron:
             return f"activation: got {_shown(layer.activation)}, the kernels know {cls._activation.__name__}"
         for name in cls._parameters:
             value = getattr(p, name, None)
-            if not _is_number(value) and (not isinstance(value, Tensor) or value.is_complex()):
+            if not is_number(value) and (not isinstance(value, Tensor) or value.is_complex()):
                 return f"p.{name}: got {_shown(value)}, the kernels take real numbers and tensors"
         if surrogate_of(p.method, p.alpha) is None:
             known = ", ".join(sorted({*SURROGATES, *ALPHA_UNUSED}))
@@ -283,11 +283,9 @@ NEURONS: tuple[type, ...] = (SNNCell, SNN, SNNRecurrentCell, SNNRecurrent)
 
 
 def _value(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """Numbers are quicker, but to read one from another device would wait for it."""
     dtype = state_dtype(x.dtype)
     if isinstance(value, Tensor):
-        learnt = value.requires_grad and torch.is_grad_enabled()
-        if value.numel() != 1 or learnt or not value.is_cpu or torch.compiler.is_compiling():
+        if not readable(value):
             return value.to(x.device, dtype)
         value = value.item()
     return float(value) if math.isfinite(value) else x.new_full((), value, dtype=dtype)
@@ -331,10 +329,6 @@ def _currents(x: Tensor, i: Tensor, synapse: float | Tensor) -> Tensor:
     """The synaptic current after each step: i = synapse i + synapse x, a neuron that never resets."""
     options = {"decay": synapse, "gain": synapse, "threshold": 1.0, "reset": "none", "readout": "rate"}
     return lif(x, i, **options, record="membrane")[-1]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _shown(value: object) -> str:

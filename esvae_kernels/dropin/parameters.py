@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 _NUMBERS = WeakIdKeyDictionary()  # tensor -> (its version and address, its value), of those not on the CPU
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def number(tensor: Tensor) -> float:
@@ -27,9 +32,15 @@ def _cached(tensor: Tensor) -> float:
     return value
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether `lif` may take it as a number, which is quicker: it has no gradient to take and no device to wait for."""
+    learnt = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.numel() == 1 and tensor.is_cpu and not learnt and not torch.compiler.is_compiling()
+
+
 def as_value(tensor: Tensor, dtype: torch.dtype) -> float | Tensor:
-    """As `lif` takes it. Numbers are quicker, but to read one from another device would wait for it."""
-    if tensor.numel() == 1 and tensor.is_cpu and not tensor.requires_grad and not torch.compiler.is_compiling():
+    """As `lif` takes it."""
+    if readable(tensor):
         found = number(tensor)
         if math.isfinite(found):
             return found

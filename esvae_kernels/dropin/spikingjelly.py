@@ -18,7 +18,6 @@ code, call by call, and `convert` does not replace such a layer.
 from __future__ import annotations
 
 import math
-import numbers
 from typing import ClassVar
 
 import torch
@@ -41,6 +40,7 @@ from ..surrogate import (
     SuperSpike,
     Surrogate,
 )
+from .parameters import is_number
 
 __all__ = ["IFNode", "LIFNode", "ParametricLIFNode", "PoissonEncoder"]
 
@@ -65,17 +65,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def surrogate_of(function: nn.Module) -> Surrogate | None:
     """Ours for SpikingJelly's `function`, or None."""
     alpha = getattr(function, "alpha", 1.0)
-    if type(function) not in SURROGATES or not _is_number(alpha) or not 0 < alpha < math.inf:
+    if type(function) not in SURROGATES or not is_number(alpha) or not 0 < alpha < math.inf:
         return None
     return SURROGATES[type(function)](float(alpha), not function.spiking)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _is_finite(value: object) -> bool:
-    return _is_number(value) and abs(value) < math.inf
+    return is_number(value) and abs(value) < math.inf
 
 
 def _short(value: object) -> str:
@@ -170,7 +166,7 @@ class _Node:
             return "SuperSpike has no primitive in SpikingJelly"
         if layer.v_reset is not None and not _is_finite(layer.v_reset):
             return f"its v_reset is {_short(layer.v_reset)}, accepted are a finite number and None"
-        never_fires = _is_number(layer.v_threshold) and layer.v_threshold == math.inf
+        never_fires = is_number(layer.v_threshold) and layer.v_threshold == math.inf
         if not _is_finite(layer.v_threshold) and not (never_fires and layer.v_reset is not None and function.spiking):
             return f"its v_threshold is {_short(layer.v_threshold)}, accepted is a finite number"
         return None
@@ -187,7 +183,7 @@ class LIFNode(_Node, neuron.LIFNode):
 
     @classmethod
     def why_not(cls, layer: nn.Module) -> str | None:
-        if not _is_number(layer.tau) or not layer.tau > 0:
+        if not is_number(layer.tau) or not layer.tau > 0:
             return f"its tau is {_short(layer.tau)}, accepted is a number above 0"
         return super().why_not(layer)
 
