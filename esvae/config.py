@@ -18,6 +18,8 @@ SurrogateName = Literal[
 class ModelConfig:
     """The network: paper, section IV-B, and the options that the paper leaves open."""
 
+    kind: Literal["esvae"] = "esvae"
+    """Which model, of those in esvae/models."""
     channels: int = 1
     """Channels of the images: 1 grey, 3 colour."""
     size: Literal[32, 64] = 32

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import data, distributed
 from .errors import InputError
 from .metrics.fad import IMAGE_SIZE, PUBLISHED, Reference, fad, floors, load_reference, reference_folder
-from .models import ESVAE
+from .models import Model
 
 BATCH = 128
 GENERATED = 5120  # images that a distance is measured on: 40 batches of 128 (spec of the published metric)
@@ -34,7 +34,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @torch.no_grad()
 def reconstructions(
-    model: ESVAE, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED, start: int = 0
+    model: Model, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED, start: int = 0
 ) -> Iterator[Tensor]:
     """The reconstruction of each batch (N, C, H, W), fp32. Noise is keyed by the image's position in the sequence.
 
@@ -48,13 +48,13 @@ def reconstructions(
         yield again.float()
 
 
-def mean_squared_error(model: ESVAE, images: data.ImageSet, precision: str = "fp32") -> float:
+def mean_squared_error(model: Model, images: data.ImageSet, precision: str = "fp32") -> float:
     """The mean over all images and pixels of (x - x_hat)^2, on the scale [-1, 1]."""
     return _reconstruct_all(model, images, precision, SEED, _untracked, keep=0)[0]
 
 
 def _reconstruct_all(
-    model: ESVAE, images: data.ImageSet, precision: str, seed: int, track: Track, keep: int
+    model: Model, images: data.ImageSet, precision: str, seed: int, track: Track, keep: int
 ) -> tuple[float, Tensor]:
     """The mean squared error over all images, and the reconstructions of the first `keep` (fp32, on the CPU)."""
     device = next(model.parameters()).device
@@ -81,7 +81,7 @@ def _share_batches(count: int, function: Callable[[int], Any], track: Track, des
 
 @torch.no_grad()
 def generated(
-    model: ESVAE,
+    model: Model,
     count: int,
     *,
     seed: int = SEED,
@@ -99,7 +99,7 @@ def generated(
     return torch.cat(_share_batches(count, one_batch, track, "generating"))
 
 
-def load_for(model: ESVAE, name: str, split: str, download: bool = False) -> data.ImageSet:
+def load_for(model: Model, name: str, split: str, download: bool = False) -> data.ImageSet:
     """A split of a data set in the model's size; other channels than the model's are an InputError."""
     images = data.load(name, split, size=model.config.size, download=download)
     if images.pixels.shape[1] != model.config.channels:
@@ -109,7 +109,7 @@ def load_for(model: ESVAE, name: str, split: str, download: bool = False) -> dat
 
 
 def evaluate(
-    model: ESVAE,
+    model: Model,
     name: str,
     *,
     prior: str,

@@ -15,8 +15,8 @@ from . import data, figures
 from .checkpoint import read_json, whole_folder
 from .config import Config, ModelConfig, build
 from .errors import InputError
-from .models import ESVAE
-from .models.esvae import WEIGHTS, require_same_shapes
+from .models import MODELS, Model
+from .models.base import WEIGHTS, require_same_shapes
 from .runs import CONFIG, Run, atomic_write
 
 MAX_IMAGES = 100_000  # in one call: they are held in memory
@@ -25,7 +25,7 @@ MAX_IMAGES = 100_000  # in one call: they are held in memory
 class Loaded(NamedTuple):
     """A model, and what its folder says of it."""
 
-    model: ESVAE  # in evaluation mode
+    model: Model  # in evaluation mode
     data: str | None  # the data set that it was trained on, where the folder knows
     source: str  # which weights these are
     notes: list[str]  # what the user should know
@@ -62,20 +62,20 @@ def run_config(run: Run) -> Config:
         raise InputError(f"{run.folder / CONFIG}: {error}") from None
 
 
-def _exported(folder: Path, device: str | torch.device) -> ESVAE:
+def _exported(folder: Path, device: str | torch.device) -> Model:
     options = read_json(folder / CONFIG, "the config.json of a model")
     try:
-        build(ModelConfig, options, "model")
+        kind = build(ModelConfig, options, "model").kind
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
-    return ESVAE.from_pretrained(str(folder)).to(device)
+    return MODELS[kind].from_pretrained(str(folder)).to(device)
 
 
 def _checkpointed(run: Run, config: Config, device: str | torch.device) -> Loaded:
     parts, state = run.load()
     part = "average" if "average" in parts else "model"
     with torch.device("meta"):  # memory is taken once the shapes are known to fit
-        model = ESVAE(**config.to_dict()["model"])
+        model = MODELS[config.model.kind](**config.to_dict()["model"])
     load_weights(model, parts.get(part, {}), f"{run.latest()}, {part}", assign=True)
     model = model.to(device, memory_format=torch.channels_last).eval()
     known = [record["steps"] for record in run.metrics() if record["step"] <= state["step"] and "steps" in record]
@@ -84,13 +84,13 @@ def _checkpointed(run: Run, config: Config, device: str | torch.device) -> Loade
     return Loaded(model, config.data, f"{run.latest()} ({part})", [note])
 
 
-def load_weights(model: ESVAE, tensors: dict[str, Tensor], source: str, *, assign: bool = False) -> None:
+def load_weights(model: Model, tensors: dict[str, Tensor], source: str, *, assign: bool = False) -> None:
     """`load_state_dict` that says in one line what does not fit."""
     require_same_shapes(tensors, model.state_dict(), source)
     model.load_state_dict(tensors, assign=assign)
 
 
-def choose_prior(model: ESVAE, asked: str | None) -> tuple[str, list[str]]:
+def choose_prior(model: Model, asked: str | None) -> tuple[str, list[str]]:
     """The prior to draw from, and a note where it is not the config's, because that one is not fitted yet."""
     if asked is None and model.mixture is not None and not model.mixture.fitted:
         return "bottleneck", ["prior: bottleneck, since the mixture is fitted at the end of training"]

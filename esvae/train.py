@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -30,8 +29,7 @@ from .evaluate import autocast, mean_squared_error, reconstructions
 from .generate import load_weights
 from .graph import Replay
 from .layers import share_statistics
-from .losses import mmd
-from .models import ESVAE
+from .models import MODELS, Model
 from .runs import CONFIG, Run
 
 LOG_EVERY = 50  # steps between two records of the training loss
@@ -137,7 +135,7 @@ class Trainer:
         self.config, self.run, self.device = config, run, device
         self.sets = {split: images.to(device) for split, images in sets.items()}
         torch.manual_seed(config.train.seed)
-        self.model = ESVAE(**config.to_dict()["model"]).to(device)
+        self.model = MODELS[config.model.kind](**config.to_dict()["model"]).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
         self.parallel: nn.Module = self.model  # the training forward
         if distributed.ranks() > 1:
@@ -155,7 +153,7 @@ class Trainer:
         self.precision = resolve_precision(config.train.precision, device)
 
     @property
-    def best(self) -> ESVAE:
+    def best(self) -> Model:
         """The model to evaluate: the average where one is kept."""
         return self.average or self.model
 
@@ -300,17 +298,14 @@ class Trainer:
                 group["lr"] = rate
         with autocast(self.device, self.precision):
             out = self.parallel(images, seed=seed, start=distributed.rank() * len(images))
-        mse = F.mse_loss(out.images.float(), images)
-        distance = mmd(distributed.gather(out.rates), distributed.gather(out.prior_rates))
-        loss = mse + config.mmd_weight * distance
+        values = self.model.loss(out, images, config)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        values["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.optimizer.step()
         if self.average:
             update_average(self.average, self.model, decay)
-        values = {"loss": loss, "mse": mse, "mmd": distance, "rate": out.rates.mean(), "gradient_norm": norm}
-        return {name: value.detach() for name, value in values.items()}
+        return {name: value.detach() for name, value in (values | {"gradient_norm": norm}).items()}
 
     def _log(self, values: dict[str, float]) -> None:
         if not all(math.isfinite(v) for v in values.values()):
@@ -358,7 +353,7 @@ class Trainer:
                 )
         distributed.first(lambda: self._leave(model, rates))
 
-    def _leave(self, model: ESVAE, rates: list[Tensor]) -> None:
+    def _leave(self, model: Model, rates: list[Tensor]) -> None:
         if model.mixture is not None:
             model.mixture.fit(torch.cat(rates), self.config.train.seed)
         export(model, self.run.folder / "model")
@@ -384,7 +379,7 @@ def _no_traceback_of_a_full_disk() -> Iterator[None]:
         threading.excepthook = before
 
 
-def export(model: ESVAE, folder: Path) -> None:
+def export(model: Model, folder: Path) -> None:
     """`save_pretrained` into `folder`, whole or not at all; what was there is replaced.
 
     Raises:
@@ -412,17 +407,14 @@ def export(model: ESVAE, folder: Path) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def make_optimizer(model: ESVAE, config: TrainConfig, in_graph: bool = False) -> torch.optim.AdamW:
+def make_optimizer(model: Model, config: TrainConfig, in_graph: bool = False) -> torch.optim.AdamW:
     """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device."""
-    own = {id(p) for p in model.bottleneck.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in own], "lr": config.lr, "base_lr": config.lr},
-        {"params": list(model.bottleneck.parameters()), "lr": config.bottleneck_lr, "base_lr": config.bottleneck_lr},
-    ]
+    groups = [group | {"base_lr": group["lr"]} for group in model.parameter_groups(config)]
+    device = next(model.parameters()).device
     for group in groups if in_graph else ():
-        group["lr"] = torch.tensor(group["lr"], device=model.to_image.weight.device)
+        group["lr"] = torch.tensor(group["lr"], device=device)
     betas, decay = (config.beta1, config.beta2), config.weight_decay
-    capturable = in_graph and model.to_image.weight.is_cuda
+    capturable = in_graph and device.type == "cuda"
     return torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=True, capturable=capturable)
 
 

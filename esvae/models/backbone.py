@@ -1,0 +1,112 @@
+"""The autoencoder that the spiking models share: convolutions with tdBN and LIF neurons on both sides of a latent.
+
+Tensors are time-first (T, N, *), images (N, C, H, W) in [-1, 1]. Four identities save work and change nothing but
+rounding (each is tested against a literal implementation):
+
+- the image is the same at every time step, so the first convolution and its norm run once;
+- the readout sum_t c_t y_t and the last convolution are both linear, so the spikes are summed first and the convolution
+  runs once, with its bias times sum_t c_t;
+- of the encoder's last spikes only the rate is used, so only their count is kept;
+- a bias in front of tdBN cancels against the mean, so there is none.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import SpikingLayer, neuron_options
+from .base import Model
+
+
+class Backbone(Model):
+    """Encoder, decoder and readout; a subclass adds what lies between them."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        c = self.config
+        neuron = neuron_options(c)
+        widths = c.widths
+        self.encoder = nn.ModuleList(
+            SpikingLayer(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), o, neuron)
+            for i, o in zip((c.channels, *widths), widths, strict=False)
+        )
+        features = widths[-1] * 4  # 2x2 pixels are left
+        self.to_latent = SpikingLayer(nn.Linear(features, c.latent, bias=False), c.latent, neuron)
+        self.from_latent = SpikingLayer(nn.Linear(c.latent, features, bias=False), features, neuron)
+        down = (*widths[::-1], widths[0])
+        self.decoder = nn.ModuleList(
+            SpikingLayer(_upsample(i, o, wide=len(widths) - k <= c.wide_kernels), o, neuron)
+            for k, (i, o) in enumerate(pairwise(down))
+        )
+        self.to_image = nn.ConvTranspose2d(widths[0], c.channels, 3, padding=1)
+        self._readouts: dict[tuple[int, torch.device], Tensor] = {}
+
+    def readout_weights(self) -> Tensor:
+        """c_t of the image's readout, fp64 (T). Their sum is that of the config's T at every `steps` in use."""
+        t = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
+        weights = self.config.readout_decay**t
+        full = torch.arange(self.config.steps, dtype=torch.float64)
+        return weights * ((self.config.readout_decay**full).sum() / weights.sum())
+
+    def _readout_on(self, device: torch.device) -> Tensor:
+        """The same on `device`, brought there once: to bring it there at every call would wait for a GPU."""
+        key = (self.steps, device)
+        if key not in self._readouts:
+            self._readouts[key] = self.readout_weights().to(device)
+        return self._readouts[key]
+
+    def latent(self, images: Tensor, readout: str | None = None) -> Tensor:
+        """images (N, C, H, W) in [-1, 1] -> the encoder's spikes x_e (T, N, d), or with readout "rate" their mean over
+        time (N, d)."""
+        first, *rest = self.encoder
+        spikes = first.repeat(images.contiguous(memory_format=torch.channels_last), self.steps)
+        for layer in rest:
+            spikes = layer(spikes)
+        return self.to_latent(spikes.flatten(2), readout=readout)
+
+    def latent_spikes(
+        self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """images (N, C, H, W) -> spikes z_p (T, N, d) of the posterior: what the decoder is given.
+
+        `sample_ids`: the images' positions in the whole batch, which noise is keyed by.
+        """
+        raise NotImplementedError
+
+    def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+        """Spikes z_q (T, n, d) of the images number `start` .. `start + n - 1` of the sequence that `seed` names."""
+        raise NotImplementedError
+
+    def reconstruct(
+        self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """images (N, C, H, W) -> their reconstructions, by way of the latent spikes."""
+        return self.decode(self.latent_spikes(images, seed=seed, sample_ids=sample_ids))
+
+    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+        return self.decode(self.prior_spikes(n, seed=seed, start=start, prior=prior))
+
+    def decode(self, spikes: Tensor) -> Tensor:
+        """spikes z (T, N, d) -> images (N, C, H, W) in [-1, 1]."""
+        spikes = self.from_latent(spikes)
+        spikes = spikes.unflatten(2, (self.config.widths[-1], 2, 2))
+        spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, spikes.shape[:2])
+        weights = self._readout_on(spikes.device)
+        *rest, last = self.decoder
+        for layer in rest:
+            spikes = layer(spikes)
+        summed = last(spikes, readout=weights)
+        image = F.conv_transpose2d(summed, self.to_image.weight, None, padding=1)
+        bias = self.to_image.bias * weights.sum().to(self.to_image.bias.dtype)
+        return torch.tanh(image.to(bias.dtype) + bias.view(-1, 1, 1))
+
+
+def _upsample(inputs: int, outputs: int, wide: bool) -> nn.ConvTranspose2d:
+    """Doubles the resolution. A 4x4 kernel covers every output pixel equally often; 3x3 (the paper's) does not."""
+    if wide:
+        return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)

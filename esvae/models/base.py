@@ -1,0 +1,95 @@
+"""What every model is: made from a `ModelConfig`, trained by `Trainer`, saved and loaded by the hub's mixin."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor, nn
+
+from ..checkpoint import load_safetensors
+from ..config import ModelConfig, TrainConfig, build
+from ..errors import InputError
+
+WEIGHTS = "model.safetensors"
+
+
+class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spiking-neural-network", "vae"]):
+    """A generative model of images (N, C, H, W) in [-1, 1].
+
+    A subclass has `generate`; with an encoder also `encode` and `reconstruct`; and for its training `forward`, `loss`
+    and, where not all of it learns at one rate, `parameter_groups`.
+
+    Attributes:
+        kind: as in `ModelConfig`.
+        config: its options.
+        steps: time steps T in use; may be set.
+    """
+
+    kind: str
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.config = build(ModelConfig, {"kind": self.kind} | options, "model")
+        if self.config.kind != self.kind:
+            raise InputError(f"kind: got {self.config.kind!r}, accepted by {type(self).__name__} is {self.kind!r}")
+        self._hub_mixin_config = dataclasses.asdict(self.config)  # all of it: defaults may change after it is saved
+        self.steps = self.config.steps
+
+    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+        """Images number `start` .. `start + n - 1` of the sequence that `seed` names; (n, C, H, W) in [-1, 1].
+
+        `prior`: where the model has several, which one it draws from; default: the config's.
+        """
+        raise NotImplementedError
+
+    def loss(self, out: Any, images: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+        """What `forward` returned for `images` -> `loss`, and beside it what is worth recording; scalars, each rank's
+        mean over its part of the batch."""
+        raise NotImplementedError
+
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        """All parameters in groups with a learning rate `lr` each."""
+        return [{"params": list(self.parameters()), "lr": config.lr}]
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **arguments) -> Model:
+        """What `from_pretrained` calls with its own arguments and the options from config.json.
+
+        The hub's own way would take `strict` for itself, fall back to a pickle, keep random weights where the file
+        lacks some, and build the default model where config.json is missing.
+        """
+        download = {k: arguments.pop(k) for k in inspect.signature(hf_hub_download).parameters if k in arguments}
+        if not arguments:
+            raise InputError(f"{model_id}: no config.json with the model's options")
+        with torch.device("meta"):  # the shapes alone: memory is taken once the file's are the same
+            expected = cls(**arguments).state_dict()
+        path = Path(model_id, WEIGHTS)
+        if not Path(model_id).is_dir():
+            try:
+                path = Path(hf_hub_download(model_id, WEIGHTS, **download))
+            except EntryNotFoundError:
+                raise InputError(f"{model_id}: no {WEIGHTS}; other formats are not read") from None
+        tensors = load_safetensors(path)
+        require_same_shapes(tensors, expected, str(path))
+        model = cls(**arguments)
+        model.load_state_dict(tensors)
+        return model.to(map_location).eval()
+
+
+def following(seed: int | Tensor) -> int | Tensor:
+    """Another stream of noise of the same step or sequence."""
+    return (seed + 1) & (2**63 - 1)
+
+
+def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+    """That a state dict from `source` fits, or an InputError that names the first tensor that does not."""
+    for name in sorted(tensors.keys() | expected.keys()):
+        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
+            wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
+            raise InputError(f"{source}: not the weights of this config: {name!r:.80} should be {wanted}")
