@@ -34,6 +34,8 @@ class ModelConfig:
     """Firing threshold, in units of the membrane potential; tdBN scales its output by it."""
     strict: bool = False
     """Fire above the threshold only (the published code), not at it (the paper)."""
+    learn_decay: bool = False
+    """Learn the membrane decay, one per channel, starting from `decay`."""
     reset: Literal["hard", "soft"] = "hard"
     """To 0, or by subtracting the threshold."""
     detach_reset: bool = False
@@ -53,6 +55,11 @@ class ModelConfig:
     """The image is tanh(sum_t readout_decay^(T-1-t) y_t)."""
     wide_kernels: int = 0
     """How many of the last stride-2 transposed convolutions are 4x4 instead of 3x3 (no checkerboard)."""
+    upsampling: Literal["transposed", "resize"] = "transposed"
+    """Of the decoder: stride-2 transposed convolutions, or nearest neighbours and then a 3x3 convolution, which takes
+    four times the multiplications."""
+    bottleneck_layers: int = 1
+    """Layers of the bottleneck prior: the paper's one, or more of them with a leaky ReLU in between."""
     prior: Literal["bottleneck", "mixture"] = "bottleneck"
     """What `generate` draws rates from: the paper's bottleneck, or a Gaussian mixture fitted to the training rates."""
     mixture_components: int = 50
@@ -66,6 +73,10 @@ class ModelConfig:
         _require(self.threshold > 0, "threshold", self.threshold, "above 0")
         _require(self.lif_shape > 0, "lif_shape", self.lif_shape, "above 0")
         _require(self.sampler_shape > 0, "sampler_shape", self.sampler_shape, "above 0")
+        _require(not self.learn_decay or 0 < self.decay < 1, "decay", self.decay, "between 0 and 1 to be learnt")
+        wide = self.wide_kernels == 0 or self.upsampling == "transposed"
+        _require(wide, "wide_kernels", self.wide_kernels, "0 with upsampling 'resize'")
+        _require(1 <= self.bottleneck_layers <= 8, "bottleneck_layers", self.bottleneck_layers, "1 to 8")
         _require(0 < self.readout_decay <= 1, "readout_decay", self.readout_decay, "in (0, 1]")
         _require(0 <= self.wide_kernels <= len(self.widths), "wide_kernels", self.wide_kernels, "0 to the stages")
         _require(1 <= self.mixture_components <= 1000, "mixture_components", self.mixture_components, "1 to 1000")
@@ -98,8 +109,12 @@ class TrainConfig:
     """Share of all image time steps that `one-cycle` warms up over."""
     clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
+    distance: Literal["mmd", "unbiased-mmd", "imq", "sliced-wasserstein"] = "mmd"
+    """Of posterior and prior rates, in the loss (esvae/losses.py)."""
     mmd_weight: float = 1e-3
-    """Lambda of the MMD in the loss."""
+    """Lambda, the weight of that distance."""
+    rate_weight: float = 0.0
+    """Weight of the mean firing rate of all layers in the loss: fewer spikes cost less energy."""
     ema: float = 0.0
     """Decay per step of an average of the weights, which evaluation then uses; 0 keeps none."""
     time_steps: str = ""
@@ -116,7 +131,7 @@ class TrainConfig:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (tdBN and the MMD need company)")
         for name in ("lr", "bottleneck_lr"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("weight_decay", "clip", "mmd_weight"):
+        for name in ("weight_decay", "clip", "mmd_weight", "rate_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         for name in ("beta1", "beta2", "ema", "warmup"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")

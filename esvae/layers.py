@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from esvae_kernels import surrogate
 from esvae_kernels.nn import BNLIF
@@ -35,8 +36,10 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def neuron_options(config: ModelConfig) -> dict[str, Any]:
-    """The arguments of `esvae_kernels.nn.BNLIF` that a model's config stands for."""
+    """The neurons of a `SpikingLayer` that a config stands for: options of `esvae_kernels.nn.BNLIF`, and whether the
+    decay is learnt."""
     return {
+        "learn_decay": config.learn_decay,
         "decay": config.decay,
         "threshold": config.threshold,
         "strict": config.strict,
@@ -53,6 +56,25 @@ def share_statistics(model: nn.Module) -> None:
             module.process_group = dist.group.WORLD
 
 
+def keep_rates(model: nn.Module) -> None:
+    """From now on each spiking layer keeps the mean firing rate of its last call, with gradient: see `mean_rate`."""
+    for module in model.modules():
+        if isinstance(module, SpikingLayer):
+            module.keeps_rate = True
+
+
+def mean_rate(model: nn.Module) -> Tensor:
+    """The mean over all spiking layers of the firing rate (spikes per neuron and time step) in their last call.
+
+    Once: the layers let go of the call's graph.
+    """
+    layers = [module for module in model.modules() if isinstance(module, SpikingLayer)]
+    rates = torch.stack([layer.rate for layer in layers])
+    for layer in layers:
+        layer.rate = layer.rate.detach()
+    return rates.mean()
+
+
 class SpikingLayer(nn.Module):
     """A linear map (convolution, transposed convolution or Linear, without bias), then tdBN and LIF neurons in one.
 
@@ -62,14 +84,36 @@ class SpikingLayer(nn.Module):
 
     def __init__(self, transform: nn.Module, channels: int, neuron: dict[str, Any]) -> None:
         super().__init__()
+        neuron = dict(neuron)
+        learn_decay = neuron.pop("learn_decay", False)
         self.transform = transform
         self.neurons = BNLIF(channels, **neuron)
+        self.keeps_rate, self.rate = False, torch.zeros(())
+        if learn_decay:
+            self.neurons.decay = nn.Parameter(torch.full((channels,), float(neuron["decay"])))
+            register_parametrization(self.neurons, "decay", Between0And1())
 
     def forward(self, spikes: Tensor, readout: str | Tensor | None = None) -> Tensor:
         """spikes (T, N, *) -> spikes (T, N, *), or their readout (N, *)."""
         y = self.transform(spikes.flatten(0, 1))
-        return self.neurons(y.unflatten(0, spikes.shape[:2]), readout=readout)
+        return self._kept(self.neurons(y.unflatten(0, spikes.shape[:2]), readout=readout), readout)
 
     def repeat(self, x: Tensor, steps: int) -> Tensor:
         """x (N, *), the same at every time step -> spikes (T, N, *). Map and norm run once instead of T times."""
-        return self.neurons(self.transform(x), steps=steps)
+        return self._kept(self.neurons(self.transform(x), steps=steps))
+
+    def _kept(self, spikes: Tensor, readout: str | Tensor | None = None) -> Tensor:
+        if self.keeps_rate:
+            total = readout.sum().to(spikes.device) if isinstance(readout, Tensor) else 1.0
+            self.rate = spikes.mean(dtype=torch.float32) / total
+        return spikes
+
+
+class Between0And1(nn.Module):
+    """The logistic function of what is learnt, so that no step of an optimizer leads out of (0, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return torch.logit(value)

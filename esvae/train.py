@@ -28,7 +28,7 @@ from .errors import InputError
 from .evaluate import autocast, mean_squared_error, reconstructions
 from .generate import load_weights
 from .graph import Replay
-from .layers import share_statistics
+from .layers import keep_rates, share_statistics
 from .models import MODELS, Model
 from .runs import CONFIG, Run
 
@@ -137,6 +137,8 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         self.model = MODELS[config.model.kind](**config.to_dict()["model"]).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
+        if config.train.rate_weight:
+            keep_rates(self.model)
         self.parallel: nn.Module = self.model  # the training forward
         if distributed.ranks() > 1:
             share_statistics(self.model)

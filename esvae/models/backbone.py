@@ -39,7 +39,7 @@ class Backbone(Model):
         self.from_latent = SpikingLayer(nn.Linear(c.latent, features, bias=False), features, neuron)
         down = (*widths[::-1], widths[0])
         self.decoder = nn.ModuleList(
-            SpikingLayer(_upsample(i, o, wide=len(widths) - k <= c.wide_kernels), o, neuron)
+            SpikingLayer(_upsample(i, o, c.upsampling, wide=len(widths) - k <= c.wide_kernels), o, neuron)
             for k, (i, o) in enumerate(pairwise(down))
         )
         self.to_image = nn.ConvTranspose2d(widths[0], c.channels, 3, padding=1)
@@ -105,8 +105,10 @@ class Backbone(Model):
         return torch.tanh(image.to(bias.dtype) + bias.view(-1, 1, 1))
 
 
-def _upsample(inputs: int, outputs: int, wide: bool) -> nn.ConvTranspose2d:
+def _upsample(inputs: int, outputs: int, how: str, wide: bool) -> nn.Module:
     """Doubles the resolution. A 4x4 kernel covers every output pixel equally often; 3x3 (the paper's) does not."""
+    if how == "resize":
+        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
     if wide:
         return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
     return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)

@@ -13,8 +13,8 @@ from esvae_kernels import poisson
 from .. import distributed
 from ..config import TrainConfig
 from ..errors import InputError
-from ..layers import at_least_fp32, make_surrogate
-from ..losses import mmd
+from ..layers import at_least_fp32, make_surrogate, mean_rate
+from ..losses import DISTANCES
 from ..prior import MixturePrior, normal
 from .backbone import Backbone
 from .base import following
@@ -36,7 +36,9 @@ class ESVAE(Backbone):
     def __init__(self, **options) -> None:
         super().__init__(**options)
         c = self.config
-        self.bottleneck = nn.Linear(c.latent, c.latent)
+        layers = [nn.Linear(c.latent, c.latent) for _ in range(c.bottleneck_layers)]
+        between = [module for layer in layers[1:] for module in (nn.LeakyReLU(0.2), layer)]
+        self.bottleneck = nn.Sequential(layers[0], *between) if between else layers[0]
         self.mixture = MixturePrior(c.mixture_components, c.latent) if c.prior == "mixture" else None
         self.sampler_surrogate = make_surrogate(c.sampler_surrogate, c.sampler_shape)
         self.to(memory_format=torch.channels_last)
@@ -51,7 +53,7 @@ class ESVAE(Backbone):
 
     def prior_rates(self, noise: Tensor) -> Tensor:
         """z_n (N, d), standard normal -> rates r_q (N, d) of the bottleneck prior."""
-        return torch.sigmoid(self.bottleneck(noise.to(self.bottleneck.weight.dtype)))
+        return torch.sigmoid(self.bottleneck(noise.to(self.to_image.weight.dtype)))
 
     def latent_spikes(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
@@ -88,10 +90,15 @@ class ESVAE(Backbone):
         return Reconstruction(images, at_least_fp32(rates), at_least_fp32(self.prior_rates(noise)))
 
     def loss(self, out: Reconstruction, images: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-        """MSE(x, x_hat) + lambda * MMD^2(r_p, r_q) (eq. 10 and 11); the MMD of the rates of all ranks."""
+        """MSE(x, x_hat) + lambda * MMD^2(r_p, r_q) (eq. 10 and 11), or another distance of the rates of all ranks."""
         mse = F.mse_loss(out.images.float(), images)
-        distance = mmd(distributed.gather(out.rates), distributed.gather(out.prior_rates))
-        return {"loss": mse + config.mmd_weight * distance, "mse": mse, "mmd": distance, "rate": out.rates.mean()}
+        distance = DISTANCES[config.distance](distributed.gather(out.rates), distributed.gather(out.prior_rates))
+        values = {"mse": mse, "mmd": distance, "rate": out.rates.mean()}
+        loss = mse + config.mmd_weight * distance
+        if config.rate_weight:
+            values["layer_rate"] = mean_rate(self)
+            loss = loss + config.rate_weight * values["layer_rate"]
+        return {"loss": loss, **values}
 
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         own = {id(p) for p in self.bottleneck.parameters()}
