@@ -81,6 +81,8 @@ class Generate:
     """Type of convolutions and spikes."""
     device: str = "cpu"
     """`cpu`, `cuda`, ..."""
+    graphs: bool = True
+    """On a GPU, the whole computation as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Reconstruct:
     """Type of convolutions and spikes."""
     device: str = "cpu"
     """`cpu`, `cuda`, ..."""
+    graphs: bool = True
+    """On a GPU, the whole computation as a CUDA graph."""
     download: bool = False
     """Fetch the data set where it is not on this machine."""
 
@@ -139,6 +143,8 @@ class Evaluate:
     """Type of convolutions and spikes."""
     device: str = "cpu"
     """`cpu`, `cuda`, ...; under torchrun `cuda` gives each process a GPU."""
+    graphs: bool = True
+    """On a GPU, the whole computation as a CUDA graph."""
     download: bool = False
     """Fetch the data set where it is not on this machine."""
 
@@ -284,7 +290,13 @@ def _generate(arguments: list[str]) -> None:
     prior, notes = choose_prior(loaded.model, options.prior)
     _say(*loaded.notes, *notes)
     images = generated(
-        loaded.model, options.n, seed=options.seed, precision=options.precision, prior=prior, track=_track()
+        loaded.model,
+        options.n,
+        seed=options.seed,
+        precision=options.precision,
+        prior=prior,
+        graphs=options.graphs,
+        track=_track(),
     )
     write_images(images, options.out, options.columns)
     _say(f"{options.out}: {options.n} images, prior {prior}, T = {loaded.model.steps}, from {loaded.source}")
@@ -307,7 +319,8 @@ def _reconstruct(arguments: list[str]) -> None:
 
     originals = normalize(images.pixels[: options.n])
     batches = originals.to(options.device).split(BATCH)
-    again = torch.cat(list(reconstructions(loaded.model, batches, options.precision, options.seed))).cpu()
+    settings = (options.precision, options.seed, options.graphs)
+    again = torch.cat(list(reconstructions(loaded.model, batches, *settings))).cpu()
     figures.save_image(figures.reconstruction_grid(originals, again, options.columns), options.out)
     _say(*loaded.notes, f"{options.out}: the first {options.n} test images of {name}, from {loaded.source}")
     print(f"mse {(originals - again).square().mean(dtype=torch.float64):.6f}")
@@ -346,6 +359,7 @@ def _measure(options: Evaluate) -> dict[str, Any]:
             precision=options.precision,
             seed=options.seed,
             download=options.download,
+            graphs=options.graphs,
             track=_track(),
         )
         if not result["generated"]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import data, distributed
 from .errors import InputError
+from .graph import Replay
 from .metrics.fad import IMAGE_SIZE, PUBLISHED, Reference, fad, floors, load_reference, reference_folder
 from .models import Model
 
@@ -32,37 +33,55 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-@torch.no_grad()
-def reconstructions(
-    model: Model, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED, start: int = 0
-) -> Iterator[Tensor]:
-    """The reconstruction of each batch (N, C, H, W), fp32. Noise is keyed by the image's position in the sequence.
+def reconstruct_by(
+    model: Model, precision: str = "fp32", seed: int = SEED, graphs: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of images (N, C, H, W) and their positions in the sequence (N), which noise is keyed by: the images'
+    reconstructions, fp32. On a GPU, unless `graphs` is false, a CUDA graph, whose results the next call overwrites."""
 
-    `start`: the position of the first one.
-    """
-    for images in batches:
-        ids = torch.arange(start, start + len(images), device=images.device)
+    @torch.no_grad()
+    def function(images: Tensor, ids: Tensor) -> Tensor:
         with autocast(images.device, precision):
-            again = model.reconstruct(images, seed=seed, sample_ids=ids)
+            return model.reconstruct(images, seed=seed, sample_ids=ids).float()
+
+    return Replay(function) if graphs else function
+
+
+def reconstructions(
+    model: Model, batches: Iterable[Tensor], precision: str = "fp32", seed: int = SEED, graphs: bool = True
+) -> Iterator[Tensor]:
+    """The reconstruction of each batch (N, C, H, W), fp32. Noise is keyed by the image's position in the sequence."""
+    reconstruct, start = reconstruct_by(model, precision, seed, graphs), 0
+    for images in batches:
+        again = reconstruct(images, torch.arange(start, start + len(images), device=images.device))
         start += len(images)
-        yield again.float()
+        yield again.clone()
 
 
 def mean_squared_error(model: Model, images: data.ImageSet, precision: str = "fp32") -> float:
     """The mean over all images and pixels of (x - x_hat)^2, on the scale [-1, 1]."""
-    return _reconstruct_all(model, images, precision, SEED, _untracked, keep=0)[0]
+    return _reconstruct_all(reconstruct_by(model, precision, graphs=False), images, _device(model), _untracked, keep=0)[
+        0
+    ]
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _reconstruct_all(
-    model: Model, images: data.ImageSet, precision: str, seed: int, track: Track, keep: int
+    reconstruct: Callable[[Tensor, Tensor], Tensor],
+    images: data.ImageSet,
+    device: torch.device,
+    track: Track,
+    keep: int,
 ) -> tuple[float, Tensor]:
     """The mean squared error over all images, and the reconstructions of the first `keep` (fp32, on the CPU)."""
-    device = next(model.parameters()).device
 
     def one_batch(start: int) -> tuple[float, Tensor]:
         some = dataclasses.replace(images, pixels=images.pixels[start : start + BATCH])
         (original,) = data.ordered_batches(some, BATCH, device)
-        (again,) = reconstructions(model, [original], precision, seed, start)
+        again = reconstruct(original, torch.arange(start, start + len(original), device=device))
         return float((original - again).square().sum(dtype=torch.float64)), again[: max(keep - start, 0)].cpu().clone()
 
     found = _share_batches(len(images), one_batch, track, "reconstructing")
@@ -87,14 +106,23 @@ def generated(
     seed: int = SEED,
     precision: str = "fp32",
     prior: str | None = None,
+    graphs: bool = True,
     track: Track = _untracked,
 ) -> Tensor:
-    """`count` generated images (count, C, H, W), fp32 on the CPU: the same for a seed, however many come after them."""
-    device = next(model.parameters()).device
+    """`count` generated images (count, C, H, W), fp32 on the CPU: the same for a seed, however many come after them.
+
+    On a GPU, unless `graphs` is false, by a CUDA graph.
+    """
+    device = _device(model)
+
+    def draw(ids: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return model.generate(len(ids), seed=seed, start=ids[:1], prior=prior).float()
+
+    replay = Replay(draw) if graphs else draw
 
     def one_batch(start: int) -> Tensor:
-        with autocast(device, precision):
-            return model.generate(min(BATCH, count - start), seed=seed, start=start, prior=prior).float().cpu()
+        return replay(torch.arange(start, min(start + BATCH, count), device=device)).cpu()
 
     return torch.cat(_share_batches(count, one_batch, track, "generating"))
 
@@ -116,6 +144,7 @@ def evaluate(
     precision: str = "fp32",
     seed: int = SEED,
     download: bool = False,
+    graphs: bool = True,
     track: Track = _untracked,
 ) -> dict[str, Any]:
     """Every figure of a model on the data set `name`, and what it takes to measure them again.
@@ -137,7 +166,8 @@ def evaluate(
     if reference and tuple(test.pixels.shape[1:]) != (reference.network.channels, IMAGE_SIZE, IMAGE_SIZE):
         reference = None
     keep = min(GENERATED, len(test)) if reference else 0
-    error, again = _reconstruct_all(model, test, precision, seed, track, keep)
+    reconstruct = reconstruct_by(model, precision, seed, graphs)
+    error, again = _reconstruct_all(reconstruct, test, _device(model), track, keep)
     result = {
         "data": name,
         "images": len(test),
@@ -145,13 +175,13 @@ def evaluate(
         "steps": model.steps,
         "seed": seed,
         "precision": precision,
-        "device": next(model.parameters()).device.type,
+        "device": _device(model).type,
         "batch_size": BATCH,
         "generated": GENERATED if reference else 0,
         "mse": error,
     }
     if reference:
-        images = generated(model, GENERATED, seed=seed, precision=precision, prior=prior, track=track)
+        images = generated(model, GENERATED, seed=seed, precision=precision, prior=prior, graphs=graphs, track=track)
         result |= distributed.first(lambda: _distances(reference, name, images, again, download))
     for key, value in result.items():
         if isinstance(value, float) and not math.isfinite(value):

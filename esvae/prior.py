@@ -59,10 +59,13 @@ class MixturePrior(nn.Module):
 
     def forward(self, sample_ids: Tensor, seed: int) -> Tensor:
         """Rates (N, d) in [0, 1]."""
-        if not self.fitted:
+        # To look means to wait for the device, which a capture forbids; the calls before it have looked.
+        capturing = self.factors.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing and not self.fitted:
             raise InputError("prior: the mixture is fitted at the end of training, and is not yet; use 'bottleneck'")
         noise = normal(sample_ids, self.means.shape[1] + 1, seed).to(self.weights.dtype)
         u = torch.special.ndtr(noise[:, 0])
-        component = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=int((self.weights > 0).sum()) - 1)
+        component = torch.searchsorted(self.weights.cumsum(0), u)
+        component = component.minimum((self.weights > 0).sum() - 1)  # where rounding leaves the sum below u
         rates = self.means[component] + torch.einsum("nij,nj->ni", self.factors[component], noise[:, 1:])
         return rates.clamp(0, 1)

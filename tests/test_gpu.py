@@ -14,6 +14,7 @@ import torch
 from kernel_helpers import BACKENDS, DEVICE, KERNELS, assert_all_same_bits, assert_same_bits, on_gpu, one_line
 from torch import Tensor
 
+from esvae import ESVAE, evaluate
 from esvae_kernels import available_backends, backends, bn_lif, lif, poisson, use_backend
 from esvae_kernels.surrogate import ATan, Sigmoid, StraightThrough
 
@@ -274,6 +275,24 @@ def test_a_captured_step_reads_the_seed_again(backend: str) -> None:
         spikes.append(outputs[0].clone())
     assert not torch.equal(spikes[0], spikes[1])
     assert_same_bits(spikes[0], spikes[2])
+
+
+@on_ours
+@pytest.mark.parametrize("prior", ["bottleneck", "mixture"])
+def test_images_of_a_graph_are_those_of_calls(backend: str, prior: str) -> None:
+    """Seven whole batches, more than it takes until there is a graph, and the rest, which is another one."""
+    torch.manual_seed(0)
+    model = ESVAE(latent=8, steps=3, prior=prior, mixture_components=4).eval()
+    if model.mixture is not None:
+        model.mixture.fit(torch.rand(100, 8), seed=0)
+    model.to(DEVICE)
+    expected, found = (evaluate.generated(model, 7 * evaluate.BATCH + 3, graphs=graphs) for graphs in (False, True))
+    assert_same_bits(found, expected)
+    batches = [numbers(4, 1, 32, 32, seed=k).clamp(-1, 1) for k in range(6)]
+    expected, found = (
+        torch.cat(list(evaluate.reconstructions(model, batches, graphs=graphs))) for graphs in (False, True)
+    )
+    assert_same_bits(found, expected)
 
 
 # ----------------------------------------------------------------------------------------- streams and devices

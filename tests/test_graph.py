@@ -13,6 +13,7 @@ from torch import Tensor
 from esvae import ESVAE, train
 from esvae.config import Config, ModelConfig, TrainConfig
 from esvae.data import ImageSet
+from esvae.evaluate import reconstruct_by
 from esvae.graph import Replay
 from esvae.runs import Run
 
@@ -60,6 +61,34 @@ def test_generation_is_replayed_with_new_seeds() -> None:
         for n, first in ((1, 0), (5, 0), (5, 8)):
             number.fill_(n), start.fill_(first)
             assert torch.equal(recording.replay(), net.generate(4, seed=n, start=first))
+
+
+def test_generation_from_the_mixture_is_replayed() -> None:
+    torch.manual_seed(0)
+    net = ESVAE(latent=6, steps=3, prior="mixture", mixture_components=4).eval()
+    net.mixture.fit(torch.rand(100, 6), seed=0)
+    ids = torch.arange(4)
+    with torch.no_grad():
+        expected = [net.generate(4, seed=1, start=first) for first in (0, 8)]
+        # What a capture on a GPU leaves out, and with it the wait for the device.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(net.mixture), "fitted", True)
+            recording = Recording(lambda ids: net.generate(len(ids), seed=1, start=ids[:1]), ids)
+        for first, images in zip((0, 8), expected, strict=True):
+            ids.copy_(torch.arange(first, first + 4))
+            assert torch.equal(recording.replay(), images)
+
+
+def test_reconstruction_is_replayed() -> None:
+    net = model().eval()
+    reconstruct = reconstruct_by(net, seed=3, graphs=False)
+    images, ids = random_images(4, 1, 32).float(), torch.arange(4)
+    others = random_images(4, 1, 32, seed=6).float()
+    reconstruct(images, ids)  # brings to the device what is brought once
+    recording = Recording(reconstruct, images, ids)
+    expected = reconstruct(others, ids + 4).clone()
+    images.copy_(others), ids.add_(4)
+    assert torch.equal(recording.replay(), expected)
 
 
 def test_elsewhere_the_function_is_called_as_it_is() -> None:

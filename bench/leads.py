@@ -1,0 +1,187 @@
+"""What each change of the preset `best` gives, one at a time on a small budget: 6,000 images of Fashion-MNIST, 10 epochs.
+
+    ESVAE_FAD_DIR=fad python bench/leads.py --out leads --jobs 2         train and measure all that is not yet there
+    python bench/leads.py --out leads --leads base bf16-free --seeds 3   some of them, with several seeds
+    python bench/leads.py --out leads --table                            the table of what is there, as Markdown
+
+Each is a folder of its own in `--out`: a run, and `measured.json`, the figures on all 10,000 test images at the T of the
+training (4). `--jobs` trainings run side by side with one thread each. "base" is the preset with its schedule on that
+budget; the spread of its seeds is what a change has to exceed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from esvae.config import Config, ModelConfig, TrainConfig, build, preset
+
+DATA, IMAGES, EPOCHS, STEPS = "fashion-mnist", 6000, 10, 4
+BASE = "base"
+MEASURED = "measured.json"
+COLUMNS = {  # key in measured.json -> heading
+    "mse": "MSE",
+    "fad_paper": "FAD_paper, mixture",
+    "fad_eval": "FAD_eval, mixture",
+    "fad_paper_bottleneck": "FAD_paper, bottleneck",
+    "fad_paper_reconstructions": "FAD_paper, reconstructions",
+    "firing_rate": "firing rate",
+    "minutes": "minutes",
+}
+
+LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training, by their names in esvae/config.py
+    BASE: {},
+    "rectangular sampler (the paper's)": {"sampler_surrogate": "rectangular"},
+    "LIF window of the published code": {"lif_shape": 1.0, "lif_center": -0.2},
+    "LIF window twice as wide": {"lif_shape": 1.0},
+    "LIF surrogate: triangle": {"lif_surrogate": "triangular", "lif_shape": 0.5},
+    "LIF surrogate: arctangent": {"lif_surrogate": "atan", "lif_shape": 4.0},
+    "LIF surrogate: sigmoid": {"lif_surrogate": "sigmoid", "lif_shape": 8.0},
+    "no gradient through the reset": {"detach_reset": True},
+    "soft reset": {"reset": "soft"},
+    "decay 0.5": {"decay": 0.5},
+    "learnt decays": {"learn_decay": True},
+    "3x3 kernels (the paper's)": {"wide_kernels": 0},
+    "4x4 kernels in all layers": {"wide_kernels": 4},
+    "resize + convolution": {"wide_kernels": 0, "upsampling": "resize"},
+    "d = 112": {"latent": 112},
+    "d = 192": {"latent": 192},
+    "bottleneck of 3 layers": {"bottleneck_layers": 3},
+    "unbiased MMD": {"distance": "unbiased-mmd"},
+    "inverse multiquadratics": {"distance": "imq"},
+    "sliced Wasserstein": {"distance": "sliced-wasserstein", "mmd_weight": 1e-2},
+    "lambda x 10": {"mmd_weight": 1e-2},
+    "lambda x 100": {"mmd_weight": 1e-1},
+    "mixture of 10": {"mixture_components": 10},
+    "mixture of 200": {"mixture_components": 200},
+    "constant learning rate": {"schedule": "constant", "lr": 2e-3, "bottleneck_lr": 1e-2},
+    "no average of the weights": {"ema": 0.0},
+    "learning rate x 1/2": {"lr": 2e-3, "bottleneck_lr": 1e-2},
+    "learning rate x 2": {"lr": 8e-3, "bottleneck_lr": 4e-2},
+    "batch of 32": {"batch_size": 32},
+    "batch of 128": {"batch_size": 128},
+    "T = 2 first (20 epochs for 10)": {"epochs": 15, "time_steps": "10@2,5@4"},
+    "T = 8 last (1 epoch for 2)": {"epochs": 8, "time_steps": "6@4,1@8,1@8"},
+    "penalty on firing rates": {"rate_weight": 0.02},
+}
+
+
+def config_of(lead: str, seed: int) -> Config:
+    """The preset `best` on the small budget, with one lead's options."""
+    best = preset("best", DATA)
+    changes = LEADS[lead]
+    budget = {"epochs": EPOCHS, "time_steps": "", "ema": 0.995, "seed": seed}
+    model = dataclasses.asdict(best.model) | {"steps": STEPS}
+    train = dataclasses.asdict(best.train) | budget
+    for name, value in changes.items():
+        (model if name in model else train)[name] = value
+    return Config(DATA, "best", build(ModelConfig, model, "model"), build(TrainConfig, train, "train"))
+
+
+def folder_of(out: Path, lead: str, seed: int) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in lead)
+    return out / f"{name}-{seed}"
+
+
+def run_one(out: Path, lead: str, seed: int) -> None:
+    """Train, or go on with an interrupted training, and measure."""
+    import torch
+
+    import esvae_kernels
+    from esvae.data import ImageSet
+    from esvae.evaluate import evaluate
+    from esvae.generate import load_model
+    from esvae.train import load_sets, train
+
+    esvae_kernels.tune_allocator()
+    config, folder = config_of(lead, seed), folder_of(out, lead, seed)
+    sets = load_sets(config)
+    few = sets["train"]
+    sets["train"] = ImageSet(few.name, few.pixels[:IMAGES], few.flip)
+    run = train(config, folder, sets=sets, resume=(folder / "config.json").exists(), progress=False)
+    model = load_model(run.folder).model
+    with torch.no_grad():
+        rate = float(torch.cat([model.encode(batch) for batch in _some(sets["test"])]).mean())
+    found = evaluate(model, DATA, prior="mixture")
+    bottleneck = evaluate(model, DATA, prior="bottleneck")
+    minutes = max(record["seconds"] for record in run.metrics()) / 60
+    extra = {"fad_paper_bottleneck": bottleneck["fad_paper"], "fad_eval_bottleneck": bottleneck["fad_eval"]}
+    extra |= {
+        "firing_rate": rate,
+        "minutes": round(minutes, 2),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    measured = {"lead": lead, "seed": seed, "options": LEADS[lead]} | found | extra
+    (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def _some(images: Any) -> Iterator[Any]:
+    from esvae.data import normalize
+
+    for pixels in images.pixels[:2048].split(128):
+        yield normalize(pixels)
+
+
+def measured(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """What is there, by lead."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob(f"*/{MEASURED}")):
+        row = json.loads(path.read_text())
+        found.setdefault(row["lead"], []).append(row)
+    return found
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """A line per lead: the mean over its seeds, and for the base the standard deviation."""
+    lines = ["| | seeds | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " ---: |" * (len(COLUMNS) + 1)]
+    for lead in (lead for lead in LEADS if lead in rows):
+        cells = [_cell([row[key] for row in rows[lead]], key) for key in COLUMNS]
+        lines.append(f"| {lead} | {len(rows[lead])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], key: str) -> str:
+    digits = {"mse": 4, "firing_rate": 2, "minutes": 1}.get(key, 1)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of all the runs")
+    parser.add_argument("--leads", nargs="+", choices=LEADS, default=list(LEADS), metavar="LEAD", help="default: all")
+    parser.add_argument("--seeds", type=int, default=1, help="how many of each (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side (default: 1)")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--one", nargs=2, metavar=("LEAD", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        run_one(options.out, options.one[0], int(options.one[1]))
+        return
+    if not options.table:
+        todo = [(lead, seed) for seed in range(options.seeds) for lead in options.leads]
+        todo = [(lead, seed) for lead, seed in todo if not (folder_of(options.out, lead, seed) / MEASURED).exists()]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda pair: _in_own_process(options, *pair), todo))
+    print(table(measured(options.out)))
+
+
+def _in_own_process(options: argparse.Namespace, lead: str, seed: int) -> None:
+    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    command = [sys.executable, __file__, "--out", str(options.out), "--one", lead, str(seed)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE, text=True)
+    last = done.stderr.strip().splitlines()[-1:] if done.returncode else ["measured"]
+    print(f"{lead}, seed {seed}: {' '.join(last)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
