@@ -161,6 +161,24 @@ class Idx(Target):
         assert content[16:] == images.tobytes()
 
 
+class IdxLabels(Target):
+    name = "idx-labels"
+
+    def read_changed(self, random: Random) -> None:
+        labels = bytes(random.randrange(11) if not random.randrange(8) else i % 10 for i in range(random.randrange(9)))
+        fields = [idx.LABELS_MAGIC, len(labels)]
+        if random.randrange(4) == 0:
+            fields[random.randrange(2)] = random.choice(EDGES)
+        content = struct.pack(">2I", *fields) + labels
+        content = edited(random, content) if random.randrange(2) else content
+        path = self.folder / "labels"
+        path.write_bytes(content)
+        found = idx.read_labels(path)
+        assert struct.unpack(">2I", content[:8]) == (idx.LABELS_MAGIC, len(found))
+        assert content[8:] == found.tobytes()
+        assert found.max() < 10
+
+
 class Cifar(Target):
     name = "cifar"
 
@@ -311,4 +329,6 @@ class Checkpoint(Target):
         checkpoint.restore_generators(parts.get("generators", {}), noise=torch.Generator())
 
 
-TARGETS: dict[str, Callable[[Path], Target]] = {target.name: target for target in (Idx, Cifar, Cache, Checkpoint)}
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    target.name: target for target in (Idx, IdxLabels, Cifar, Cache, Checkpoint)
+}

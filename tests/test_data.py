@@ -113,6 +113,16 @@ def test_image_set_refuses_other_pixels(pixels):
     fails("pixels of mine: got", data.ImageSet, "mine", pixels, flip=False)
 
 
+def test_labels_are_one_per_image_and_stay_with_them():
+    pixels, labels = torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.arange(5)
+    whole = data.ImageSet("mine", pixels, flip=True, labels=labels)
+    part = whole.part(1, 3)
+    assert (len(part), part.labels.tolist(), part.flip) == (2, [1, 2], True)
+    assert whole.part(3, None).labels.tolist() == [3, 4]
+    assert data.ImageSet("mine", pixels, flip=False).part(1, 3).labels is None
+    fails("labels of mine: got 5, need 4", data.ImageSet, "mine", pixels[:4], False, labels)
+
+
 # --- load ----------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +155,13 @@ def test_digits():
     assert data.load("digits", "train", size=8).pixels.max() == 255
     expected = Image.fromarray(native.numpy()).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.array_equal(train.pixels[0, 0].numpy(), np.asarray(expected))
+
+
+def test_digits_labels():
+    train, test = (data.load("digits", split, labels=True).labels for split in ("train", "test"))
+    assert (len(train), len(test), train.dtype) == (1437, 360, torch.int64)
+    assert train[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]  # scikit-learn's digits begin so
+    assert test[-3:].tolist() == [8, 9, 8]
 
 
 # --- IDX -----------------------------------------------------------------------------------------------------------
@@ -287,6 +304,61 @@ def test_broken_gzip_is_one_line(data_folder, content):
     assert str(path) in fails("cannot be read as gzip|oversized|truncated", data.load, "mnist", "test")
 
 
+def labels_bytes(labels: list[int], magic: int = 0x801, count: int | None = None) -> bytes:
+    return struct.pack(">2I", magic, len(labels) if count is None else count) + bytes(labels)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_idx_labels_are_those_beside_the_images(data_folder, packed):
+    own = data_folder / "fashion-mnist"
+    own.mkdir()
+    (own / IDX_TEST).write_bytes(GOOD)
+    (data_folder / "t10k-labels-idx1-ubyte").write_bytes(labels_bytes([0, 0, 0]))  # of another data set
+    fails("no t10k-labels-idx1-ubyte", data.load, "fashion-mnist", "test", labels=True)
+    content = labels_bytes([7, 0, 9])
+    (own / f"t10k-labels-idx1-ubyte{'.gz' * packed}").write_bytes(gzip.compress(content) if packed else content)
+    loaded = data.load("fashion-mnist", "test", labels=True)
+    assert (loaded.labels.tolist(), loaded.labels.dtype) == ([7, 0, 9], torch.int64)
+    assert data.load("fashion-mnist", "test").labels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "truncated, 0 bytes where an IDX header has 8"),
+        (labels_bytes([1, 2, 3])[:-1], "truncated, header says 3 labels, 3 bytes"),
+        (labels_bytes([1, 2, 3, 4], count=3), "oversized, header says 3 labels"),
+        (labels_bytes([], count=0), "header says 0 labels, accepted are 1 to"),
+        (labels_bytes([], count=2**32 - 1), "header says 4294967295 labels"),
+        (labels_bytes([1, 2, 3], count=1_000_000), "more than this file can hold"),
+        (labels_bytes([1, 2, 10]), "label 10, accepted are 0 to 9"),
+        (labels_bytes([1, 2]), "labels of mnist: got 2, need 3"),
+        (GOOD, "not an IDX label file, magic number 0x00000803 instead of 0x00000801"),
+    ],
+    ids=["empty", "truncated", "oversized", "none", "absurd", "more", "value", "too-few", "images"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_bad_idx_labels_are_one_line(data_folder, content, match, packed):
+    (data_folder / IDX_TEST).write_bytes(GOOD)
+    path = data_folder / ("t10k-labels-idx1-ubyte" + ".gz" * packed)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    fails(match, data.load, "mnist", "test", labels=True)
+
+
+def test_idx_labels_are_downloaded_with_their_checksum(data_folder, monkeypatch):
+    (data_folder / IDX_TEST).write_bytes(GOOD)
+
+    def retrieve(url, known_hash, fname, path):
+        assert url == "https://ossci-datasets.s3.amazonaws.com/mnist/t10k-labels-idx1-ubyte.gz"
+        assert known_hash == "md5:ec29112dd5afa0611ce80d1b7f02629c"
+        path.mkdir(parents=True)
+        (path / fname).write_bytes(gzip.compress(labels_bytes([3, 2, 1])))
+        return path / fname
+
+    monkeypatch.setattr(places.pooch, "retrieve", retrieve)
+    assert data.load("mnist", "test", labels=True, download=True).labels.tolist() == [3, 2, 1]
+
+
 @pytest.mark.parametrize("declared", [3, 400_000], ids=["small-header", "large-header"])
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, declared):
     path = tmp_path / "bomb.gz"
@@ -319,6 +391,15 @@ def test_debians_fashion_mnist(monkeypatch):
 # --- CIFAR10 -------------------------------------------------------------------------------------------------------
 
 
+def test_labels_of_debians_fashion_mnist(monkeypatch):
+    if not DEBIAN_FOLDER.is_dir():
+        pytest.skip("Fashion-MNIST is not installed")
+    monkeypatch.setattr(idx, "SYSTEM_FOLDERS", {"fashion-mnist": [DEBIAN_FOLDER]})
+    labels = idx.labels("fashion-mnist", "test", False)
+    assert np.bincount(labels).tolist() == [1000] * 10
+    assert labels[:5].tolist() == [9, 2, 1, 1, 6]  # ankle boot, pullover, trouser, trouser, shirt
+
+
 def cifar_bytes(images: np.ndarray, label: int = 9) -> bytes:
     records = np.full((len(images), 3073), label, np.uint8)
     records[:, 1:] = images.reshape(len(images), -1)
@@ -332,6 +413,13 @@ def write_cifar(place: Path) -> np.ndarray:
     for number, file in enumerate(cifar10.FILES["train"] + cifar10.FILES["test"]):
         (place / file).write_bytes(cifar_bytes(images[2 * number : 2 * number + 2]))
     return images
+
+
+def test_cifar10_labels(data_folder):
+    for number, file in enumerate(cifar10.FILES["train"] + cifar10.FILES["test"]):
+        (data_folder / file).write_bytes(cifar_bytes(random_images(2, 3, 32, 32), label=number))
+    assert data.load("cifar10", "train", labels=True).labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert data.load("cifar10", "test", labels=True).labels.tolist() == [5, 5]
 
 
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-bin"], ids=["data-dir", "own-folder"])
@@ -530,6 +618,11 @@ def test_an_empty_celeba_split_is_one_line(celeba):
     fails(r"lists no image of partition 2 \(test\)", data.load, "celeba", "test")
 
 
+def test_celeba_has_no_labels(celeba):
+    line = fails("data: got celeba, which has no labels", data.load, "celeba", "train", labels=True)
+    assert "accepted are fashion-mnist, mnist, cifar10, digits, folder:PATH" in line
+
+
 # --- folders of images ---------------------------------------------------------------------------------------------
 
 
@@ -588,6 +681,28 @@ def test_folder_leaves_out_hidden_and_other_files(tmp_path):
     for name in (".hidden.png", "notes.txt"):
         (tmp_path / "train" / name).write_text("no image")
     assert len(data.load(f"folder:{tmp_path}", "train")) == 1
+
+
+@pytest.mark.parametrize("split", ["", "train/"], ids=["by-hash", "by-folder"])
+def test_folder_labels_are_the_subfolders_in_order(tmp_path, split):
+    files = [f"{split}{folder}/{n}.png" for folder in ("dog", "bird/small", "cat") for n in range(9)]
+    for file in (*files, *(["test/cat/0.png"] if split else [])):
+        save(tmp_path / file, random_images(8, 8, seed=len(file)))
+    name = f"folder:{tmp_path}"
+    for part in ("train", "test"):
+        loaded = data.load(name, part, labels=True)
+        own = folder._splits(tmp_path)[part]
+        expected = [("bird", "cat", "dog").index(next(w for w in ("bird", "cat", "dog") if w in str(f))) for f in own]
+        assert loaded.labels.tolist() == expected
+        assert data.load(name, part).labels is None
+    if split:
+        assert loaded.labels.tolist() == [1]  # though the test set has no bird and no dog
+
+
+def test_a_folder_without_subfolders_has_no_labels(tmp_path):
+    make_split_folder(tmp_path, random_images(4, 8, 8))
+    line = fails("lies in no subfolder, so it has no label", data.load, f"folder:{tmp_path}", "test", labels=True)
+    assert str(tmp_path) in line
 
 
 def test_a_folder_without_images_is_one_line(tmp_path):

@@ -27,6 +27,6 @@ def test_readers_take_a_file_or_refuse_it_in_a_line(tmp_path: Path, name: str) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_readers_take_little_time_and_memory() -> None:
-    done = run_script("soak_fuzz.py", "--cases", "4000")
+    done = run_script("soak_fuzz.py", "--cases", "5000")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("1000 files") == len(TARGETS)

@@ -1,6 +1,6 @@
 """Data sets as bytes, in memory or mapped into it from a file, and their batches.
 
-A data set is one file with a `read` function and one row of `SOURCES`.
+A data set is one file with a `read` function, one that reads the labels where there are any, and one row of `SOURCES`.
 """
 
 from __future__ import annotations
@@ -35,19 +35,27 @@ class Source(NamedTuple):
     read: Callable[[str, str, int, bool], np.ndarray]  # (name or path, split, size, download) -> uint8 (N, C, S, S)
     size: int  # side of the images, unless the caller says otherwise
     flip: bool  # random horizontal flips in training (spec, section 1)
+    labels: Callable[[str, str, bool], np.ndarray] | None  # (name or path, split, download) -> int64 (N)
 
 
 SOURCES = {
-    "fashion-mnist": Source(idx.read, size=32, flip=False),
-    "mnist": Source(idx.read, size=32, flip=False),
-    "cifar10": Source(cifar10.read, size=32, flip=True),
-    "celeba": Source(folder.read_celeba, size=64, flip=True),
-    "digits": Source(digits.read, size=32, flip=False),
-    "folder": Source(folder.read, size=32, flip=False),
+    "fashion-mnist": Source(idx.read, size=32, flip=False, labels=idx.labels),
+    "mnist": Source(idx.read, size=32, flip=False, labels=idx.labels),
+    "cifar10": Source(cifar10.read, size=32, flip=True, labels=cifar10.labels),
+    "celeba": Source(folder.read_celeba, size=64, flip=True, labels=None),
+    "digits": Source(digits.read, size=32, flip=False, labels=digits.labels),
+    "folder": Source(folder.read, size=32, flip=False, labels=folder.labels),
 }
 
 
-def load(name: str, split: Literal["train", "test"], *, size: int | None = None, download: bool = False) -> ImageSet:
+def load(
+    name: str,
+    split: Literal["train", "test"],
+    *,
+    size: int | None = None,
+    download: bool = False,
+    labels: bool = False,
+) -> ImageSet:
     """Read one split of a data set: image folders and CelebA as a file of decoded images that is mapped into memory
     (built the first time, see `esvae.data.cache`), the others into memory.
 
@@ -56,12 +64,14 @@ def load(name: str, split: Literal["train", "test"], *, size: int | None = None,
         split: "train" or "test".
         size: side S of the images in pixels, 1 to 1024; by default 64 for CelebA, else 32.
         download: fetch a data set that is not on this machine (Fashion-MNIST, MNIST, CIFAR10).
+        labels: read the classes of the images as well; of an image folder they are the names of its subfolders.
 
     Returns:
         the images, uint8 (N, C, S, S); `flip` is set for the training splits of CIFAR10 and CelebA.
 
     Raises:
-        InputError: an argument is not accepted, the data set was not found, or a file of it is broken.
+        InputError: an argument is not accepted, the data set was not found, a file of it is broken, or it has no
+            labels.
     """
     key, colon, path = name.partition(":")
     if key not in SOURCES or (key == "folder") != bool(path) or (colon and not path):
@@ -73,7 +83,11 @@ def load(name: str, split: Literal["train", "test"], *, size: int | None = None,
     size = source.size if size is None else size
     if not 1 <= size <= MAX_SIZE:
         raise InputError(f"size: got {size}, accepted are 1 to {MAX_SIZE}")
+    if labels and source.labels is None:
+        able = ", ".join("folder:PATH" if known == "folder" else known for known in SOURCES if SOURCES[known].labels)
+        raise InputError(f"data: got {name}, which has no labels, accepted are {able}")
     pixels = source.read(path or key, split, size, download)
+    classes = torch.from_numpy(source.labels(path or key, split, download)) if labels and source.labels else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # mapped, and never written to
-        return ImageSet(name, torch.from_numpy(pixels), flip=source.flip and split == "train")
+        return ImageSet(name, torch.from_numpy(pixels), flip=source.flip and split == "train", labels=classes)

@@ -34,6 +34,17 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
     Raises:
         InputError: the files were not found, or one of them does not consist of whole records.
     """
+    images = np.concatenate([read_images(path) for path in _files(name, split, download)])
+    return resize_all(images, size)
+
+
+def labels(name: str, split: str, download: bool) -> np.ndarray:
+    """The classes, int64 (N); files and errors are those of `read`."""
+    found = [_records(path)[:, 0] for path in _files(name, split, download)]
+    return np.concatenate(found).astype(np.int64)
+
+
+def _files(name: str, split: str, download: bool) -> list[Path]:
     folder = _find(split)
     if folder is None and download:
         folder = _download(places.cache_dir(name))
@@ -42,8 +53,7 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
             f"{name} ({split}): none of {places.listing(_folders())} holds {', '.join(FILES[split])}; "
             "set ESVAE_DATA_DIR to a folder that does (the binary version), or pass --download"
         )
-    images = np.concatenate([read_images(folder / file) for file in FILES[split]])
-    return resize_all(images, size)
+    return [folder / file for file in FILES[split]]
 
 
 def _folders() -> list[Path]:
@@ -65,6 +75,11 @@ def read_images(path: Path) -> np.ndarray:
     Raises:
         InputError: the file cannot be read, is not 1 to 10,000 whole records, or a label is above 9.
     """
+    pixels = _records(path)[:, 1:]
+    return np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+
+
+def _records(path: Path) -> np.ndarray:
     try:
         length = path.stat().st_size
         if length % RECORD_BYTES or not RECORD_BYTES <= length <= MAX_FILE_BYTES:
@@ -72,10 +87,9 @@ def read_images(path: Path) -> np.ndarray:
         records = np.fromfile(path, np.uint8, count=length).reshape(-1, RECORD_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    labels, pixels = records[:, 0], records[:, 1:]
-    if labels.max() >= CLASSES:
-        raise InputError(f"{path}: not CIFAR10, label {labels.max()}, accepted are 0 to {CLASSES - 1}")
-    return np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+    if records[:, 0].max() >= CLASSES:
+        raise InputError(f"{path}: not CIFAR10, label {records[:, 0].max()}, accepted are 0 to {CLASSES - 1}")
+    return records
 
 
 def _download(cache: Path) -> Path:

@@ -16,4 +16,13 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
     Values 0..16 are scaled to 0..255, then resized bilinearly. `name` and `download` do not matter here.
     """
     images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-    return resize_all(images[:TRAIN_COUNT] if split == "train" else images[TRAIN_COUNT:], size)
+    return resize_all(images[_rows(split)], size)
+
+
+def labels(name: str, split: str, download: bool) -> np.ndarray:
+    """The digits' values, int64 (N)."""
+    return load_digits().target[_rows(split)].astype(np.int64)
+
+
+def _rows(split: str) -> slice:
+    return slice(TRAIN_COUNT) if split == "train" else slice(TRAIN_COUNT, None)

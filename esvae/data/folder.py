@@ -55,14 +55,39 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
     return _decoded(root, split, size, splits[split], channels=lambda: _common_form(files)[1], crop=None)
 
 
+def labels(name: str, split: str, download: bool) -> np.ndarray:
+    """The number of each image's class, int64 (N): classes are the subfolders of the folder, or of its `train` and
+    `test` folders, in the order of their names.
+
+    Raises:
+        InputError: an image lies in no subfolder, or no folder, as in `read`.
+    """
+    root = Path(name).absolute()
+    classes = {part: [_class(file, root) for file in files] for part, files in _splits(root).items()}
+    numbers = {folder: number for number, folder in enumerate(sorted({*classes["train"], *classes["test"]}))}
+    return np.array([numbers[folder] for folder in classes[split]], np.int64)
+
+
+def _class(file: Path, root: Path) -> str:
+    folders = file.relative_to(root).parts[:-1]
+    own = folders[1:] if _has_splits(root) else folders
+    if not own:
+        raise InputError(f"{file}: lies in no subfolder, so it has no label; accepted is a subfolder for each class")
+    return own[0]
+
+
 def _splits(root: Path) -> dict[str, list[Path]]:
-    if os.path.isdir(root / "train") and os.path.isdir(root / "test"):
+    if _has_splits(root):
         return {split: _images_below(root / split) for split in ("train", "test")}
     files = _images_below(root)
     return {
         "train": [file for file in files if not _in_test(file, root)],
         "test": [file for file in files if _in_test(file, root)],
     }
+
+
+def _has_splits(root: Path) -> bool:
+    return os.path.isdir(root / "train") and os.path.isdir(root / "test")
 
 
 def _images_below(root: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Fashion-MNIST and MNIST from IDX files, plain or gzipped.
 
-An IDX image file is a header of four big-endian uint32 (magic 0x00000803, N, H, W) and N * H * W bytes.
+An IDX image file is a header of four big-endian uint32 (magic 0x00000803, N, H, W) and N * H * W bytes; a file of
+labels is a header of two (magic 0x00000801, N) and N bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from esvae.data.images import resize_all
 from esvae.errors import InputError
 
 MAGIC = 0x00000803
-HEADER_BYTES = 16
+LABELS_MAGIC = 0x00000801
+CLASSES = 10
 MAX_SIDE = 1024
 MAX_BYTES = 1 << 30
 DEFLATE_MAX_RATIO = 1032  # no deflate stream expands by more
 
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+LABEL_FILES = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 SYSTEM_FOLDERS = {"fashion-mnist": [Path("/usr/share/datasets/fashion-mnist")], "mnist": []}
 URLS = {
     "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -37,6 +40,12 @@ DOWNLOAD_MD5 = {
     ("fashion-mnist", "test"): "bef4ecab320f06d8554ea6380940ec79",
     ("mnist", "train"): "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     ("mnist", "test"): "9fb629c4189551a2d022fa330f9573f3",
+}
+LABELS_MD5 = {
+    ("fashion-mnist", "train"): "25c81989df183df01b3e8a0aad5dffbe",
+    ("fashion-mnist", "test"): "bb300cfdad3c16e7a12a480ee83cd310",
+    ("mnist", "train"): "d53e105ee54ea40749a09fcbcd1e9432",
+    ("mnist", "test"): "ec29112dd5afa0611ce80d1b7f02629c",
 }
 # The published files carry the same names in both data sets; the MD5s of their contents, unpacked, tell them apart.
 CONTENT_MD5 = {
@@ -71,6 +80,27 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
     return resize_all(images, size)
 
 
+def labels(name: str, split: str, download: bool) -> np.ndarray:
+    """The classes of the images that `read` reads, int64 (N).
+
+    Read from the folder of the images, where the labels of no other data set lie under the same name; downloaded into
+    the cache if they are not there and `download` is true.
+
+    Raises:
+        InputError: no images or no labels were found, or the file is not a whole IDX file of labels 0 to 9.
+    """
+    images = find(name, split)
+    if images is None:
+        raise InputError(_not_found(name, split))
+    path = _beside(images.parent, LABEL_FILES[split])
+    if path is None and download:
+        path = places.fetch(f"{URLS[name]}{LABEL_FILES[split]}.gz", LABELS_MD5[name, split], places.cache_dir(name))
+    if path is None:
+        where = f"no {LABEL_FILES[split]}[.gz] in {images.parent}, where the images are"
+        raise InputError(f"{name} ({split}): {where}; put it there, or pass --download")
+    return read_labels(path).astype(np.int64)
+
+
 def _published_as(images: np.ndarray) -> tuple[str, str] | None:
     digest = hashlib.md5(struct.pack(">4I", MAGIC, *images.shape), usedforsecurity=False)
     digest.update(images)
@@ -80,9 +110,16 @@ def _published_as(images: np.ndarray) -> tuple[str, str] | None:
 def find(name: str, split: str) -> Path | None:
     """The first file of this split, or None."""
     for folder in _folders(name):
-        for path in (folder / FILES[split], folder / f"{FILES[split]}.gz"):
-            if os.path.isfile(path):
-                return path
+        if path := _beside(folder, FILES[split]):
+            return path
+    return None
+
+
+def _beside(folder: Path, file: str) -> Path | None:
+    """The file in a folder, plain or gzipped, or None."""
+    for path in (folder / file, folder / f"{file}.gz"):
+        if os.path.isfile(path):
+            return path
     return None
 
 
@@ -109,29 +146,46 @@ def read_images(path: Path) -> np.ndarray:
     Raises:
         InputError: the file cannot be read, or is not exactly one header and N * H * W bytes.
     """
+    return _read(path, MAGIC)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The labels of one IDX file as uint8 (N,); gzipped if the name ends in .gz.
+
+    Raises:
+        InputError: the file cannot be read, is not exactly one header and N bytes, or a label is above 9.
+    """
+    found = _read(path, LABELS_MAGIC)
+    if found.max() >= CLASSES:
+        raise InputError(f"{path}: label {found.max()}, accepted are 0 to {CLASSES - 1}")
+    return found
+
+
+def _read(path: Path, magic: int) -> np.ndarray:
     packed = path.suffix == ".gz"
     try:
         with gzip.open(path, "rb") if packed else path.open("rb") as stream:
-            return _parse(stream, path, DEFLATE_MAX_RATIO if packed else 1)
+            return _parse(stream, path, magic, DEFLATE_MAX_RATIO if packed else 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read{' as gzip' if packed else ''}: {error}") from error
 
 
-def _parse(stream: BinaryIO, path: Path, max_ratio: int) -> np.ndarray:
-    header = stream.read(HEADER_BYTES)
-    if len(header) < HEADER_BYTES:
-        raise InputError(f"{path}: truncated, {len(header)} bytes where an IDX header has {HEADER_BYTES}")
-    magic, *shape = struct.unpack(">4I", header)
-    if magic != MAGIC:
-        raise InputError(f"{path}: not an IDX image file, magic number 0x{magic:08x} instead of 0x{MAGIC:08x}")
-    count, height, width = shape
+def _parse(stream: BinaryIO, path: Path, magic: int, max_ratio: int) -> np.ndarray:
+    fields = 1 + magic % 16  # the magic number ends in the number of dimensions
+    header = stream.read(4 * fields)
+    if len(header) < 4 * fields:
+        raise InputError(f"{path}: truncated, {len(header)} bytes where an IDX header has {4 * fields}")
+    found, count, *sides = struct.unpack(f">{fields}I", header)
+    kind = "image" if sides else "label"
+    if found != magic:
+        raise InputError(f"{path}: not an IDX {kind} file, magic number 0x{found:08x} instead of 0x{magic:08x}")
+    said = f"header says {count} {kind}s" + (f" of {sides[0]}x{sides[1]}" if sides else "")
+    shape = (count, *sides)
     expected = math.prod(shape)
-    if height != width or not 1 <= height <= MAX_SIDE or not 1 <= expected <= MAX_BYTES:
-        raise InputError(
-            f"{path}: header says {count} images of {height}x{width}, "
-            f"accepted are square ones of at most {MAX_SIDE}x{MAX_SIDE}, 1 to {MAX_BYTES} bytes in all"
-        )
-    wanted = f"header says {count} images of {height}x{width}, {expected} bytes"
+    if (sides and (sides[0] != sides[1] or not 1 <= sides[0] <= MAX_SIDE)) or not 1 <= expected <= MAX_BYTES:
+        square = f"square ones of at most {MAX_SIDE}x{MAX_SIDE}, " if sides else ""
+        raise InputError(f"{path}: {said}, accepted are {square}1 to {MAX_BYTES} bytes in all")
+    wanted = f"{said}, {expected} bytes"
     if expected > path.stat().st_size * max_ratio:
         raise InputError(f"{path}: truncated, {wanted}, more than this file can hold")
     data = stream.read(expected + 1)

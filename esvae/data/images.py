@@ -19,23 +19,32 @@ class ImageSet:
         name: the name it was loaded under.
         pixels: uint8, (N, C, S, S), 0..255; may be mapped from a file, and must not be written to.
         flip: whether a random horizontal flip is part of training on it.
+        labels: the classes, int64 (N,), counted from 0; None where they were not asked for.
 
     Raises:
-        InputError: the pixels have another dtype or shape, or there are none.
+        InputError: the pixels have another dtype or shape, or there are none; there are not as many labels.
     """
 
     name: str
     pixels: torch.Tensor
     flip: bool
+    labels: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
         square = len(shape) == 4 and shape[2] == shape[3]
         if self.pixels.dtype != torch.uint8 or not square or self.pixels.numel() == 0:
             raise InputError(f"pixels of {self.name}: got {self.pixels.dtype} {shape}, need uint8 (N, C, S, S), N >= 1")
+        if self.labels is not None and len(self.labels) != len(self.pixels):
+            raise InputError(f"labels of {self.name}: got {len(self.labels)}, need {len(self.pixels)}, one per image")
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+    def part(self, start: int, stop: int | None) -> ImageSet:
+        """The images number `start` .. `stop - 1` as a set of their own, with their labels."""
+        labels = None if self.labels is None else self.labels[start:stop]
+        return replace(self, pixels=self.pixels[start:stop], labels=labels)
 
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set with its pixels on `device`; `batches` then indexes there, without a transfer per batch.
