@@ -18,8 +18,8 @@ SurrogateName = Literal[
 class ModelConfig:
     """The network: paper, section IV-B, and the options that the paper leaves open."""
 
-    kind: Literal["esvae"] = "esvae"
-    """Which model, of those in esvae/models."""
+    kind: Literal["esvae", "fsvae", "vae", "gan"] = "esvae"
+    """Which model: ESVAE; FSVAE, whose spikes follow from those before them; the VAE without spikes; a spiking GAN."""
     channels: int = 1
     """Channels of the images: 1 grey, 3 colour."""
     size: Literal[32, 64] = 32
@@ -27,7 +27,7 @@ class ModelConfig:
     latent: int = 128
     """Length d of the latent spike train."""
     steps: int = 16
-    """Time steps T."""
+    """Time steps T; 1 for the vae."""
     decay: float = 0.25
     """Membrane decay per time step."""
     threshold: float = 0.2
@@ -53,6 +53,10 @@ class ModelConfig:
     """Its shape."""
     readout_decay: float = 0.8
     """The image is tanh(sum_t readout_decay^(T-1-t) y_t)."""
+    readout: Literal["decay", "learnt", "taid"] = "decay"
+    """The weights of that sum: fixed; learnt from there, for up to T steps; or by the attention TAID, for T steps."""
+    attention: Literal["none", "pfa"] = "none"
+    """In front of the encoder: nothing, or projected-full attention (PFA)."""
     wide_kernels: int = 0
     """How many of the last stride-2 transposed convolutions are 4x4 instead of 3x3 (no checkerboard)."""
     upsampling: Literal["transposed", "resize"] = "transposed"
@@ -64,6 +68,8 @@ class ModelConfig:
     """What `generate` draws rates from: the paper's bottleneck, or a Gaussian mixture fitted to the training rates."""
     mixture_components: int = 50
     """Components of the mixture prior, fitted once training is done."""
+    branches: int = 20
+    """Spikes k of the fsvae's networks for each latent one, which is drawn from among them."""
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -80,11 +86,28 @@ class ModelConfig:
         _require(0 < self.readout_decay <= 1, "readout_decay", self.readout_decay, "in (0, 1]")
         _require(0 <= self.wide_kernels <= len(self.widths), "wide_kernels", self.wide_kernels, "0 to the stages")
         _require(1 <= self.mixture_components <= 1000, "mixture_components", self.mixture_components, "1 to 1000")
+        _require(1 <= self.branches <= 1000, "branches", self.branches, "1 to 1000")
+        _require_own_options(self, self.kind)
+        self.check_steps(self.steps)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of the encoder's convolutions."""
         return (32, 64, 128, 256) if self.size == 32 else (32, 64, 128, 256, 512)
+
+    @property
+    def features(self) -> int:
+        """Values on 2x2 pixels, between the last convolution and the latent."""
+        return 4 * self.widths[-1]
+
+    def check_steps(self, steps: int, name: str = "steps") -> None:
+        """That the model can run at `steps` time steps, or an InputError; `name` is what they were asked for by."""
+        if self.kind == "vae":
+            _require(steps == 1, name, steps, "1: kind 'vae' knows no time")
+        if self.readout == "learnt":
+            _require(steps <= self.steps, name, steps, f"at most {self.steps}, for which readout 'learnt' has weights")
+        if self.readout == "taid":
+            _require(steps == self.steps, name, steps, f"{self.steps}, which readout 'taid' is made for")
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,9 @@ class TrainConfig:
     lr: float = 6e-4
     """Learning rate of AdamW."""
     bottleneck_lr: float = 6e-3
-    """Learning rate of the prior's bottleneck."""
+    """Learning rate of the esvae's bottleneck."""
+    critic_lr: float = 4e-4
+    """Learning rate of the gan's critic."""
     weight_decay: float = 1e-3
     """Weight decay of AdamW."""
     beta1: float = 0.9
@@ -112,7 +137,11 @@ class TrainConfig:
     distance: Literal["mmd", "unbiased-mmd", "imq", "sliced-wasserstein"] = "mmd"
     """Of posterior and prior rates, in the loss (esvae/losses.py)."""
     mmd_weight: float = 1e-3
-    """Lambda, the weight of that distance."""
+    """Lambda, the weight of that distance; for the fsvae of the MMD below."""
+    latent_loss: Literal["mmd", "kl"] = "mmd"
+    """Of the fsvae's posterior and prior: the MMD of their traces, or the Kullback-Leibler divergence."""
+    kl_weight: float = 1e-4
+    """Weight of the Kullback-Leibler divergence (vae, fsvae)."""
     rate_weight: float = 0.0
     """Weight of the mean firing rate of all layers in the loss: fewer spikes cost less energy."""
     ema: float = 0.0
@@ -129,9 +158,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (tdBN and the MMD need company)")
-        for name in ("lr", "bottleneck_lr"):
+        for name in ("lr", "bottleneck_lr", "critic_lr"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("weight_decay", "clip", "mmd_weight", "rate_weight"):
+        for name in ("weight_decay", "clip", "mmd_weight", "rate_weight", "kl_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         for name in ("beta1", "beta2", "ema", "warmup"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
@@ -174,6 +203,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _validate(self)
+        _require_own_options(self.train, self.model.kind)
+        if self.train.time_steps:
+            for _, steps in self.train.stages(self.model.steps):
+                self.model.check_steps(steps, "time_steps")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -202,6 +235,28 @@ def _require(holds: bool, name: str, got: object, accepted: str) -> None:
         raise InputError(f"{name}: got {got!r}, accepted is {accepted}")
 
 
+_SPIKING = ("esvae", "fsvae", "gan")
+_OWN_OPTIONS = {  # the kinds that have what others know nothing of
+    **dict.fromkeys(("decay", "threshold", "strict", "learn_decay", "reset", "detach_reset"), _SPIKING),
+    **dict.fromkeys(("lif_surrogate", "lif_shape", "lif_center"), _SPIKING),
+    **dict.fromkeys(("readout_decay", "readout", "wide_kernels", "upsampling", "time_steps"), _SPIKING),
+    **dict.fromkeys(("sampler_surrogate", "sampler_shape", "bottleneck_layers"), ("esvae", "gan")),
+    **dict.fromkeys(("prior", "mixture_components", "bottleneck_lr", "distance", "rate_weight"), ("esvae",)),
+    **dict.fromkeys(("attention", "mmd_weight"), ("esvae", "fsvae")),
+    **dict.fromkeys(("branches", "latent_loss"), ("fsvae",)),
+    "kl_weight": ("fsvae", "vae"),
+    "critic_lr": ("gan",),
+}
+
+
+def _require_own_options(config: ModelConfig | TrainConfig, kind: str) -> None:
+    """Nothing is asked for that the kind would ignore."""
+    for option in dataclasses.fields(config):
+        got, default = getattr(config, option.name), option.default
+        if kind not in _OWN_OPTIONS.get(option.name, (kind,)):
+            _require(got == default, option.name, got, f"{default!r}: kind {kind!r} has no such option")
+
+
 def _validate(config: object) -> None:
     """Types and choices, since a config can come from a file; integers serve where floats are wanted."""
     for name, hint in get_type_hints(type(config)).items():
@@ -218,6 +273,7 @@ def _validate(config: object) -> None:
 
 SIZES = {"celeba": 64}
 CHANNELS = {"cifar10": 3, "celeba": 3}
+TRAINING_IMAGES = {"cifar10": 50_000, "celeba": 162_770, "digits": 1437}  # of the others, 60,000
 
 
 def _paper(data: str) -> Config:
@@ -265,7 +321,46 @@ def _best(data: str) -> Config:
     return Config(data, "best", model, train)
 
 
-PRESETS = {"paper": _paper, "official": _official, "best": _best}
+def _fsvae(data: str) -> Config:
+    """FSVAE's published settings, with the MMD; the neurons are the paper's."""
+    model = ModelConfig(kind="fsvae", channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
+    batch = 64 if data == "celeba" else 250
+    epochs = 300 if data == "cifar10" else 150
+    train = TrainConfig(epochs=epochs, batch_size=batch, lr=1e-3 * batch / 250, mmd_weight=1.0)
+    return Config(data, "fsvae", model, train)
+
+
+def _fsvae_kl(data: str) -> Config:
+    """FSVAE with the Kullback-Leibler divergence in the place of the MMD."""
+    config = _fsvae(data)
+    train = dataclasses.replace(config.train, latent_loss="kl", mmd_weight=TrainConfig.mmd_weight)
+    return dataclasses.replace(config, preset="fsvae-kl", train=train)
+
+
+def _vae(data: str) -> Config:
+    """The VAE without spikes; the divergence weighs one over the batches of an epoch."""
+    model = ModelConfig(kind="vae", steps=1, channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
+    batch = 250
+    kl_weight = 1 / (TRAINING_IMAGES.get(data, 60_000) // batch)
+    return Config(data, "vae", model, TrainConfig(epochs=150, batch_size=batch, lr=1e-3, kl_weight=kl_weight))
+
+
+def _gan(data: str) -> Config:
+    """The spiking GAN. No published one is on these layers: the rates and betas are those usual with a hinge loss."""
+    model = ModelConfig(kind="gan", channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
+    train = TrainConfig(epochs=100, batch_size=64, lr=2e-4, weight_decay=0.0, beta1=0.0, beta2=0.9, ema=0.999)
+    return Config(data, "gan", model, train)
+
+
+PRESETS = {
+    "paper": _paper,
+    "official": _official,
+    "best": _best,
+    "fsvae": _fsvae,
+    "fsvae-kl": _fsvae_kl,
+    "vae": _vae,
+    "gan": _gan,
+}
 
 
 def preset(name: str, data: str) -> Config:

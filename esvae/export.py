@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from esvae_kernels.nn import LI
 
 from .errors import InputError
-from .models import ESVAE
+from .models import MODELS, Model
+from .models.backbone import Backbone, SpikingDecoder
 from .runs import atomic_write
 
 PARTS = ("encoder", "decoder")
 
 
 class Encoder(nn.Module):
-    def __init__(self, model: ESVAE) -> None:
+    def __init__(self, model: Backbone) -> None:
         super().__init__()
         self.encoder, self.to_latent = model.encoder, model.to_latent
         self.input_shape = (model.config.channels, model.config.size, model.config.size)
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, model: ESVAE) -> None:
+    def __init__(self, model: SpikingDecoder) -> None:
         super().__init__()
         self.from_latent, self.decoder, self.to_image = model.from_latent, model.decoder, model.to_image
         self.readout = LI(decay=model.config.readout_decay, gain=float(model.readout_weights()[-1]), readout=None)
@@ -53,12 +54,14 @@ class Decoder(nn.Module):
         return self.readout(y.unflatten(0, spikes.shape[:2]))
 
 
-def export(model: ESVAE, part: str, path: Path | str, **options: Any) -> None:
+def export(model: Model, part: str, path: Path | str, **options: Any) -> None:
     """Write a half of the model to a NIR file. `options`: those of `esvae_kernels.dropin.nir.to_nir`.
 
     Raises:
-        InputError: `nir` is not installed, or it or an option lacks what the model has; the disk refuses.
+        InputError: `nir` is not installed, or it or an option lacks what the model has; the model has no such half; the
+            disk refuses.
     """
+    _require_half(model, part)
     try:
         import nir
 
@@ -73,3 +76,15 @@ def export(model: ESVAE, part: str, path: Path | str, **options: Any) -> None:
     content = io.BytesIO()
     nir.write(content, graph)
     atomic_write(path, content.getvalue())
+
+
+def _require_half(model: Model, part: str) -> None:
+    wanted, option, plain = {
+        "encoder": (Backbone, "attention", "none"),
+        "decoder": (SpikingDecoder, "readout", "decay"),
+    }[part]
+    if not isinstance(model, wanted):
+        able = ", ".join(kind for kind, other in MODELS.items() if issubclass(other, wanted))
+        raise InputError(f"kind: got {model.kind!r}, accepted are {able}: the others have no spiking {part}")
+    if (got := getattr(model.config, option)) != plain:
+        raise InputError(f"{option}: got {got!r}, accepted is {plain!r}: NIR has nothing that says the other")

@@ -92,9 +92,10 @@ def load_weights(model: Model, tensors: dict[str, Tensor], source: str, *, assig
 
 def choose_prior(model: Model, asked: str | None) -> tuple[str, list[str]]:
     """The prior to draw from, and a note where it is not the config's, because that one is not fitted yet."""
-    if asked is None and model.mixture is not None and not model.mixture.fitted:
+    prior = model.chosen_prior(asked)
+    if asked is None and prior == "mixture" and not model.mixture.fitted:
         return "bottleneck", ["prior: bottleneck, since the mixture is fitted at the end of training"]
-    return asked or model.config.prior, []
+    return prior, []
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

@@ -93,20 +93,26 @@ class SpikingLayer(nn.Module):
             self.neurons.decay = nn.Parameter(torch.full((channels,), float(neuron["decay"])))
             register_parametrization(self.neurons, "decay", Between0And1())
 
-    def forward(self, spikes: Tensor, readout: str | Tensor | None = None) -> Tensor:
-        """spikes (T, N, *) -> spikes (T, N, *), or their readout (N, *)."""
+    def forward(
+        self, spikes: Tensor, readout: str | Tensor | None = None, v: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """spikes (T, N, *) -> spikes (T, N, *), or their readout (N, *); with the neurons' `return_v` and the last
+        potentials (N, *), which v, the ones before the first step, are likewise."""
         y = self.transform(spikes.flatten(0, 1))
-        return self._kept(self.neurons(y.unflatten(0, spikes.shape[:2]), readout=readout), readout)
+        return self._kept(self.neurons(y.unflatten(0, spikes.shape[:2]), v, readout=readout), readout)
 
     def repeat(self, x: Tensor, steps: int) -> Tensor:
         """x (N, *), the same at every time step -> spikes (T, N, *). Map and norm run once instead of T times."""
         return self._kept(self.neurons(self.transform(x), steps=steps))
 
-    def _kept(self, spikes: Tensor, readout: str | Tensor | None = None) -> Tensor:
+    def _kept(
+        self, outputs: Tensor | tuple[Tensor, Tensor], readout: str | Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if self.keeps_rate:
-            total = readout.sum().to(spikes.device) if isinstance(readout, Tensor) else 1.0
+            spikes = outputs if isinstance(outputs, Tensor) else outputs[0]
+            total = readout.sum().to(spikes.device, torch.float32) if isinstance(readout, Tensor) else 1.0
             self.rate = spikes.mean(dtype=torch.float32) / total
-        return spikes
+        return outputs
 
 
 class Between0And1(nn.Module):

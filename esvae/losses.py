@@ -49,6 +49,29 @@ def _directions(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (directions / directions.norm(dim=0)).to(device, dtype)
 
 
+def trace_mmd(p: Tensor, q: Tensor) -> Tensor:
+    """MMD^2 of the traces of two sequences of probabilities (T, N, d), as FSVAE has it: the mean of
+    (PSP(p) - PSP(q))^2, where PSP_t = PSP_{t-1} + (x_t - PSP_{t-1}) / 2 from 0."""
+    trace, total = torch.zeros_like(p[0]), torch.zeros((), dtype=p.dtype, device=p.device)
+    for difference in (p - q).unbind():  # the trace is linear
+        trace = trace + (difference - trace) / 2
+        total = total + trace.square().mean()
+    return total / len(p)
+
+
+def bernoulli_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p, q) of probabilities (T, N, d) that spikes fire, summed over T and d, mean over N; with 1e-2 inside the
+    logarithms, as FSVAE has it."""
+    fires = p * ((p + 1e-2) / (q + 1e-2)).log()
+    silent = (1 - p) * ((1 - p + 1e-2) / (1 - q + 1e-2)).log()
+    return (fires + silent).sum((0, 2)).mean()
+
+
+def gaussian_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of normal distributions (N, d) from the standard one, summed over d, mean over N."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+
+
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mmd": mmd,
     "unbiased-mmd": unbiased_mmd,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ from .checkpoint import optimizer_tensors, partial_path, remove_stale, restore_o
 from .config import Config, TrainConfig
 from .errors import InputError
 from .evaluate import autocast, mean_squared_error, reconstructions
-from .generate import load_weights
+from .generate import choose_prior, load_weights
 from .graph import Replay
 from .layers import keep_rates, share_statistics
 from .models import MODELS, Model
+from .prior import MixturePrior
+from .rates import rate_histograms
 from .runs import CONFIG, Run
 
 LOG_EVERY = 50  # steps between two records of the training loss
@@ -72,7 +75,7 @@ def train(
     sets = sets or distributed.in_turn(lambda: load_sets(config, download))
     distributed.first(lambda: _check_sets(config, sets))
     run = distributed.first(lambda: _open(config, folder, resume))
-    trainer = Trainer(config, run, sets, torch.device(device), graphs)
+    trainer = trainer_of(config)(config, run, sets, torch.device(device), graphs)
     if distributed.first(run.steps):
         trainer.restore(*distributed.first(run.load))
         distributed.first(lambda: run.cut(trainer.step))
@@ -101,6 +104,10 @@ def _check_sets(config: Config, sets: dict[str, data.ImageSet]) -> None:
     if config.train.batch_size % (ranks := distributed.ranks()):
         got = f"batch_size: got {config.train.batch_size} for {ranks} processes"
         raise InputError(f"{got}, accepted are multiples of {ranks}; each takes its share of the batch")
+    if config.model.kind == "vae" and ranks > 1:
+        raise InputError(
+            f"kind: got 'vae' for {ranks} processes, accepted is one: its batch norm sees its images alone"
+        )
 
 
 def _require_same(run: Run, config: Config) -> None:
@@ -139,20 +146,33 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
         if config.train.rate_weight:
             keep_rates(self.model)
-        self.parallel: nn.Module = self.model  # the training forward
         if distributed.ranks() > 1:
             share_statistics(self.model)
-            # The buffers are the same everywhere as it is. torch 2.13 has a new name for what says so.
-            known = inspect.signature(DistributedDataParallel).parameters
-            option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            self.parallel = DistributedDataParallel(self.model, **{option: False})
+        self.parallel = self._in_parallel()
         self.graphs = graphs and self.device.type == "cuda" and distributed.ranks() == 1
-        self.optimizer = make_optimizer(self.model, config.train, in_graph=self.graphs)
+        self.optimizers = self._make_optimizers()
         self.replays: dict[int, Replay] = {}
         self.step, self.seconds = 0, 0.0
         self.steps_per_epoch = data.batch_count(len(sets["train"]), config.train.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.precision = resolve_precision(config.train.precision, device)
+
+    def _in_parallel(self) -> nn.Module:
+        """The training forward, whose gradients are those of all ranks."""
+        if distributed.ranks() == 1:
+            return self.model
+        # The buffers are the same everywhere as it is. torch 2.13 has a new name for what says so.
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(self.model, **{option: False})
+
+    def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By the name of their part of a checkpoint."""
+        return {"optimizer": make_optimizer(self.model, self.config.train, self.graphs)}
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers["optimizer"]
 
     @property
     def best(self) -> Model:
@@ -168,11 +188,12 @@ class Trainer:
         if self.run.steps()[-1:] == [self.step]:
             return
         self.writer.flush()  # a kill must not take events that are older than the checkpoint
-        tensors, groups = optimizer_tensors(self.optimizer)
-        parts = {"model": self.model.state_dict(), "optimizer": tensors}
+        parts, state = {"model": self.model.state_dict()}, {"seconds": self.seconds}
+        for name, optimizer in self.optimizers.items():
+            parts[name], state[name] = optimizer_tensors(optimizer)
         if self.average:
             parts["average"] = self.average.state_dict()
-        self.run.save(self.step, parts, {"optimizer": groups, "seconds": self.seconds})
+        self.run.save(self.step, parts, state)
 
     def restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
         with self.run.offering_the_one_before(self.run.latest()):
@@ -187,7 +208,8 @@ class Trainer:
         if step != self.run.steps()[-1] or step > self.total_steps or not isinstance(seconds, int | float):
             raise InputError(f"{source}: step {step!r} and seconds {seconds!r} are not those of this run")
         try:
-            restore_optimizer(self.optimizer, parts.get("optimizer", {}), state.get("optimizer"))
+            for name, optimizer in self.optimizers.items():
+                restore_optimizer(optimizer, parts.get(name, {}), state.get(name))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
         self.step, self.seconds = step, seconds
@@ -199,7 +221,7 @@ class Trainer:
             TextColumn("epoch {task.fields[epoch]}  T={task.fields[steps]}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("mse {task.fields[mse]:.4f}  {task.fields[rate]:.0f} images/s"),
+            TextColumn("{task.fields[measure]} {task.fields[value]:.4f}  {task.fields[rate]:.0f} images/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -212,7 +234,7 @@ class Trainer:
                 *columns, disable=not (progress and tells), refresh_per_second=2, speed_estimate_period=120
             ) as self.bar,
         ):
-            fields = {"epoch": "-", "steps": "-", "mse": math.nan, "rate": math.nan}
+            fields = {"epoch": "-", "steps": "-", "measure": "loss", "value": math.nan, "rate": math.nan}
             # In units of images times time steps, so that the remaining time allows for the T to come.
             self.task = self.bar.add_task(
                 "", total=self._work(self.total_steps), completed=self._work(self.step), **fields
@@ -262,7 +284,9 @@ class Trainer:
                 record = {name: float(distributed.mean(value)) / count for name, value in sums.items()}
                 rate = count * self.config.train.batch_size / (now - since)
                 self._log({"epoch": epoch, "steps": steps, "lr": float(self.optimizer.param_groups[0]["lr"]), **record})
-                self.bar.update(self.task, completed=self._work(self.step), mse=record["mse"], rate=rate)
+                measure = "mse" if "mse" in record else "loss"
+                shown = {"measure": measure, "value": record[measure], "rate": rate}
+                self.bar.update(self.task, completed=self._work(self.step), **shown)
                 sums, since, logged = {}, now, self.step
                 # Only here, so that the sums of a resumed run begin where those of an undisturbed one do. Not at the
                 # end of the epoch, whose evaluation is still to come: `_epoch` ends with a checkpoint of its own.
@@ -276,67 +300,91 @@ class Trainer:
         config = self.config.train
         scale = learning_rate_factor(config, self._work(self.step) / self._work(self.total_steps))
         seed = step_seed(config.seed, self.step)
+        progress = self.step // self.steps_per_epoch / config.epochs
         self.step += 1
         decay = min(config.ema or 0.0, (1 + self.step) / (10 + self.step))
         if not self.graphs:
-            return self._update(images, seed, scale, decay)
+            return self._update(images, seed, scale, decay, progress)
         steps = self.model.steps
         if steps not in self.replays:  # T is part of a graph; those of earlier epochs are not needed any more
             self.replays = {steps: Replay(self._update)}
-        numbers = torch.tensor([scale, decay], dtype=torch.float64)
-        return self.replays[steps](images, torch.tensor([seed]), numbers[0], numbers[1])
+        numbers = torch.tensor([scale, decay, progress], dtype=torch.float64)
+        return self.replays[steps](images, torch.tensor([seed]), *numbers)
 
     def _update(
-        self, images: Tensor, seed: int | Tensor, scale: float | Tensor, decay: float | Tensor
+        self,
+        images: Tensor,
+        seed: int | Tensor,
+        scale: float | Tensor,
+        decay: float | Tensor,
+        progress: float | Tensor,
     ) -> dict[str, Tensor]:
         """One update of the weights, and of their average. What changes from step to step may be given as tensors, so
-        that the whole can be captured as a CUDA graph."""
-        config = self.config.train
-        for group in self.optimizer.param_groups:
+        that the whole can be captured as a CUDA graph. `progress`: the share of the epochs that is over."""
+        for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
             rate = group["base_lr"] * scale
             if isinstance(group["lr"], Tensor):
                 group["lr"].copy_(rate)
             else:
                 group["lr"] = rate
-        with autocast(self.device, self.precision):
-            out = self.parallel(images, seed=seed, start=distributed.rank() * len(images))
-        values = self.model.loss(out, images, config)
-        self.optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        self.optimizer.step()
+        values = self._learn(images, seed, progress)
         if self.average:
             update_average(self.average, self.model, decay)
-        return {name: value.detach() for name, value in (values | {"gradient_norm": norm}).items()}
+        return {name: value.detach() for name, value in values.items()}
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _learn(self, images: Tensor, seed: int | Tensor, progress: float | Tensor) -> dict[str, Tensor]:
+        """The update of the weights by the model's loss; what is worth recording, `loss` among it."""
+        with autocast(self.device, self.precision):
+            out = self.parallel(images, seed=seed, start=distributed.rank() * len(images), progress=progress)
+        values = self.model.loss(out, images, self.config.train)
+        return values | {"gradient_norm": self._descend(self.optimizer, values["loss"])}
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """A step of the optimizer; the norm of its gradient before it was clipped."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self.parallel is self.model:
+            distributed.average([parameter.grad for parameter in parameters])
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.train.clip or math.inf)
+        optimizer.step()
+        return norm
+
+    def _log(self, values: dict[str, float], histograms: dict[str, list[int]] | None = None) -> None:
         if not all(math.isfinite(v) for v in values.values()):
             loss = values.get("loss", math.nan)
             raise InputError(f"training diverged before step {self.step} (loss {loss}); try a lower --train.lr")
-        distributed.first(lambda: self._record(values))
+        distributed.first(lambda: self._record(values, histograms or {}))
 
-    def _record(self, values: dict[str, float]) -> None:
+    def _record(self, values: dict[str, float], histograms: dict[str, list[int]]) -> None:
         images = self.step * self.config.train.batch_size
-        self.run.log({"step": self.step, "images": images, "seconds": round(self.seconds, 3), **values})
+        self.run.log({"step": self.step, "images": images, "seconds": round(self.seconds, 3), **values, **histograms})
         for name, value in values.items():
             self.writer.add_scalar(name, value, self.step)
 
     def _end_of_epoch(self, epoch: int, steps: int) -> None:
-        test = self.sets["test"]
-        some = data.ImageSet(test.name, test.pixels[:CURVE_IMAGES], test.flip)
         self.best.eval()
-        self._log({"epoch": epoch, "steps": steps, "test_mse": mean_squared_error(self.best, some, self.precision)})
+        if hasattr(self.best, "reconstruct"):
+            test = self.sets["test"]
+            some = data.ImageSet(test.name, test.pixels[:CURVE_IMAGES], test.flip)
+            error = mean_squared_error(self.best, some, self.precision)
+            histograms = {}
+            if hasattr(self.best, "latent_spikes"):
+                prior, _ = choose_prior(self.best, None)
+                histograms = rate_histograms(self.best, some, prior=prior, precision=self.precision)
+            self._log({"epoch": epoch, "steps": steps, "test_mse": error}, histograms)
         distributed.first(lambda: self._pictures(f"epoch-{epoch + 1:03d}"))
 
     def _pictures(self, name: str) -> None:
-        originals = data.normalize(self.sets["test"].pixels[:32].to(self.device))
+        prior, _ = choose_prior(self.best, None)
         with torch.no_grad(), autocast(self.device, self.precision):
-            samples = self.best.generate(64, seed=self.config.train.seed, prior="bottleneck").float().cpu()
-        (again,) = reconstructions(self.best, [originals], self.precision)
-        for kind, image in (
-            ("reconstructions", figures.reconstruction_grid(originals.cpu(), again.cpu(), columns=16)),
-            ("samples", figures.image_grid(samples, columns=16)),
-        ):
+            samples = self.best.generate(64, seed=self.config.train.seed, prior=prior).float().cpu()
+        grids = {"samples": figures.image_grid(samples, columns=16)}
+        if hasattr(self.best, "reconstruct"):
+            originals = data.normalize(self.sets["test"].pixels[:32].to(self.device))
+            (again,) = reconstructions(self.best, [originals], self.precision)
+            grids["reconstructions"] = figures.reconstruction_grid(originals.cpu(), again.cpu(), columns=16)
+        for kind, image in grids.items():
             figures.save_image(image, self.run.images / f"{kind}-{name}.png")
             pixels = torch.from_numpy(np.array(image))
             self.writer.add_image(kind, pixels, self.step, dataformats="HW" if pixels.dim() == 2 else "HWC")
@@ -346,20 +394,21 @@ class Trainer:
         self._set_steps(self.config.train.epochs - 1)
         model = self.best.eval()
         model.steps = self.config.model.steps
-        rates: list[Tensor] = []
-        if model.mixture is not None:
+        mixture, rates = getattr(model, "mixture", None), []
+        if mixture is not None:
             some = self.sets["train"].pixels[:MIXTURE_IMAGES].split(256)
             with torch.no_grad(), autocast(self.device, self.precision):
                 rates = distributed.share(
                     some, lambda pixels: model.encode(data.normalize(pixels.to(self.device))).float().cpu()
                 )
-        distributed.first(lambda: self._leave(model, rates))
+        distributed.first(lambda: self._leave(model, mixture, rates))
 
-    def _leave(self, model: Model, rates: list[Tensor]) -> None:
-        if model.mixture is not None:
-            model.mixture.fit(torch.cat(rates), self.config.train.seed)
+    def _leave(self, model: Model, mixture: MixturePrior | None, rates: list[Tensor]) -> None:
+        if mixture is not None:
+            mixture.fit(torch.cat(rates), self.config.train.seed)
         export(model, self.run.folder / "model")
-        figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
+        if hasattr(model, "reconstruct"):  # the curve is that of the error
+            figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -409,9 +458,19 @@ def export(model: Model, folder: Path) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def make_optimizer(model: Model, config: TrainConfig, in_graph: bool = False) -> torch.optim.AdamW:
-    """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device."""
-    groups = [group | {"base_lr": group["lr"]} for group in model.parameter_groups(config)]
+def trainer_of(config: Config) -> type[Trainer]:
+    """The kind of trainer that the model needs."""
+    from .adversarial import AdversarialTrainer  # it is made from the one here
+
+    return AdversarialTrainer if config.model.kind == "gan" else Trainer
+
+
+def make_optimizer(
+    model: Model, config: TrainConfig, in_graph: bool = False, groups: list[dict[str, Any]] | None = None
+) -> torch.optim.AdamW:
+    """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device.
+    `groups`: what it optimizes; default: the model's `parameter_groups`."""
+    groups = [group | {"base_lr": group["lr"]} for group in groups or model.parameter_groups(config)]
     device = next(model.parameters()).device
     for group in groups if in_graph else ():
         group["lr"] = torch.tensor(group["lr"], device=device)

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from metric_helpers import Small
 from torch import Tensor
 
 import esvae.models.esvae
+import esvae.models.poisson
 from esvae import cli, data, distributed, evaluate, train
 from esvae.config import Config, ModelConfig, TrainConfig
 from esvae.errors import InputError, TellsRankZero
@@ -31,6 +33,19 @@ from esvae_kernels.ops.poisson.reference import uniforms
 MODEL = ModelConfig(latent=8, steps=3, sampler_surrogate="straight-through")
 TRAIN = TrainConfig(epochs=1, batch_size=8, clip=0.5, ema=0.9, mmd_weight=0.1, precision="fp32")
 CONFIG = Config("digits", "best", MODEL, TRAIN)
+FSVAE = Config(
+    "digits",
+    "fsvae",
+    ModelConfig(kind="fsvae", latent=4, steps=7, branches=3),
+    dataclasses.replace(TRAIN, mmd_weight=1.0, seed=1),
+)
+GAN = Config("digits", "gan", ModelConfig(kind="gan", latent=8, steps=3), dataclasses.replace(TRAIN, mmd_weight=1e-3))
+CASES = {  # what is compared with one process
+    "fp64": (CONFIG, torch.float64),
+    "fp32": (CONFIG, torch.float32),
+    "fsvae": (FSVAE, torch.float64),
+    "gan": (GAN, torch.float64),
+}
 STEPS = 3
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # for losses; seen: 6e-16 and 4e-7
 
@@ -60,18 +75,18 @@ def noise_recorded() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         drawn.append(normal(sample_ids, length, seed))
         return drawn[-1]
 
-    esvae.models.esvae.poisson, esvae.models.esvae.normal = recording_poisson, recording_normal
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(esvae.models.poisson, "poisson", recording_poisson)
+        for module in (esvae.models.poisson, esvae.models.esvae):
+            patch.setattr(module, "normal", recording_normal)
         yield sampled, drawn
-    finally:
-        esvae.models.esvae.poisson, esvae.models.esvae.normal = poisson, normal
 
 
-def some_steps(dtype: torch.dtype) -> dict[str, Any]:
+def some_steps(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     """Training steps on real images: their records, the weights, averages and statistics behind them, the noise."""
     torch.set_default_dtype(dtype)
     try:
-        trainer = train.Trainer(CONFIG, Run(Path(), {}), image_sets(8 * STEPS), torch.device("cpu"))
+        trainer = train.trainer_of(config)(config, Run(Path(), {}), image_sets(8 * STEPS), torch.device("cpu"))
         rank, ranks = distributed.rank(), distributed.ranks()
         batches = data.batches(trainer.sets["train"], TRAIN.batch_size, seed=0, epoch=0, rank=rank, ranks=ranks)
         with noise_recorded() as (sampled, drawn):
@@ -80,15 +95,15 @@ def some_steps(dtype: torch.dtype) -> dict[str, Any]:
         torch.set_default_dtype(torch.float32)
     means = [{name: float(distributed.mean(value)) for name, value in record.items()} for record in records]
     state = {f"{m}.{k}": t for m in ("model", "average") for k, t in getattr(trainer, m).state_dict().items()}
-    return {"records": means, "state": state, "uniforms": torch.stack(sampled), "z_n": torch.stack(drawn)}
+    return {"records": means, "state": state, "uniforms": sampled, "z_n": drawn}
 
 
-def check_steps(dtype: torch.dtype, alone: dict[str, Any]) -> None:
+def check_steps(config: Config, dtype: torch.dtype, alone: dict[str, Any]) -> None:
     """Noise bit for bit, losses and weights within rounding, the same weights on every rank."""
-    together, tolerance = some_steps(dtype), TOLERANCE[dtype]
+    together, tolerance = some_steps(config, dtype), TOLERANCE[dtype]
     for noise in ("uniforms", "z_n"):
-        part = alone[noise].chunk(distributed.ranks(), dim=-2)[distributed.rank()]
-        assert torch.equal(part, together[noise]), noise
+        for whole, own in zip(alone[noise], together[noise], strict=True):
+            assert torch.equal(whole.chunk(distributed.ranks(), dim=-2)[distributed.rank()], own), noise
     for step, (record, other) in enumerate(zip(alone["records"], together["records"], strict=True)):
         for name, value in record.items():
             assert abs(value - other[name]) <= tolerance * abs(value), (step, name, value, other[name])
@@ -97,18 +112,20 @@ def check_steps(dtype: torch.dtype, alone: dict[str, Any]) -> None:
         torch.testing.assert_close(together["state"][name], tensor, rtol=tolerance, atol=10 * tolerance, msg=name)
 
 
-def measures() -> tuple[float, Tensor]:
-    """The error of test images, the last batch smaller, and generated images, of a fresh model."""
+def measures() -> tuple[float, Tensor, dict[str, Any]]:
+    """The error of test images, the last batch smaller, generated images, and what Inception sees, of a fresh model."""
     trainer = train.Trainer(CONFIG, Run(Path(), {}), image_sets(21), torch.device("cpu"))
     model, evaluate.BATCH = trainer.best.eval(), 8
-    return evaluate.mean_squared_error(model, trainer.sets["test"]), evaluate.generated(model, 10, prior="bottleneck")
+    test, images = trainer.sets["test"], evaluate.generated(model, 10, prior="bottleneck")
+    yardsticks = evaluate._Yardsticks("digits", test, torch.device("cpu"), False, None, evaluate.untracked)
+    yardsticks.inception, yardsticks.train = Small(features=6), trainer.sets["train"]
+    return evaluate.mean_squared_error(model, test), images, yardsticks.measure({"": images})
 
 
 def alone() -> dict[str, Any]:
     """What `checks` expects: all that is compared with one process."""
-    steps = {str(dtype): some_steps(dtype) for dtype in TOLERANCE}
-    error, images = measures()
-    return steps | {"error": error, "generated": images}
+    steps = {name: some_steps(*case) for name, case in CASES.items()}
+    return steps | {"measures": measures()}
 
 
 def layer_and_inputs() -> tuple[nn.BNLIF, Tensor, Tensor]:
@@ -179,7 +196,10 @@ def full_disk() -> None:
 
 def check_batch_size() -> None:
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, batch_size=7))
+    vae = Config("digits", "vae", ModelConfig(kind="vae", steps=1), TrainConfig(batch_size=8))
     ranks = distributed.ranks()
+    with pytest.raises(InputError, match=f"kind: got 'vae' for {ranks} processes, accepted is one"):
+        train.train(vae, Path("nowhere"), sets=image_sets(8))
     with pytest.raises(InputError, match=f"batch_size: got 7 for {ranks} processes, accepted are multiples of {ranks}"):
         train.train(config, Path("nowhere"), sets=image_sets(8))
 
@@ -192,11 +212,13 @@ def checks(expected: str) -> None:
         check_batch_size()
         check_layer()
         check_mmd()
-        for dtype in TOLERANCE:
-            check_steps(dtype, found[str(dtype)])
-        error, images = measures()
-        assert error == found["error"]
-        assert torch.equal(images, found["generated"])
+        for name, case in CASES.items():
+            check_steps(*case, found[name])
+        error, images, figures = measures()
+        assert error == found["measures"][0]
+        assert torch.equal(images, found["measures"][1])
+        assert figures == found["measures"][2]
+        assert figures.keys() >= {"fid", "fid_floor", "inception_score"}
 
 
 def dying(step: str, *arguments: str) -> None:

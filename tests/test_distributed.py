@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def assert_close(run: Run, other: Run) -> None:
     for record, expected in zip(run.metrics(), other.metrics(), strict=True):
         assert record.keys() == expected.keys()
         for name in record.keys() - {"seconds"}:
-            assert math.isclose(record[name], expected[name], rel_tol=1e-4), (record["step"], name)
+            assert record[name] == pytest.approx(expected[name], rel=1e-4), (record["step"], name)
     (parts, _), (expected_parts, _) = run.load(), other.load()
     for name, tensors in expected_parts.items():
         torch.testing.assert_close(parts[name], tensors, rtol=1e-4, atol=1e-4)

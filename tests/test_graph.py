@@ -109,7 +109,7 @@ def trainer(tmp_path: Path, in_graph: bool) -> train.Trainer:
     pixels = torch.randint(256, (32, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sets = {split: ImageSet("digits", pixels, flip=False) for split in ("train", "test")}
     made = train.Trainer(config, Run(tmp_path, {}), sets, torch.device("cpu"))
-    made.optimizer = train.make_optimizer(made.model, config.train, in_graph=in_graph)
+    made.optimizers = {"optimizer": train.make_optimizer(made.model, config.train, in_graph=in_graph)}
     made.model.train()
     return made
 

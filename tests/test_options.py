@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from kernel_helpers import one_line
 from model_helpers import random_images
 from torch import Tensor, nn
 
@@ -114,9 +114,8 @@ def test_a_deep_bottleneck() -> None:
     ],
 )
 def test_bad_options(options: dict, line: str) -> None:
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match=re.escape(line)):
         ESVAE(**options)
-    assert one_line(raised) == line
 
 
 def test_training_with_all_of_them(tmp_path: Path) -> None:

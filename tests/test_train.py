@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from training_helpers import contents, full_disk
+from training_helpers import assert_same, contents, full_disk, stop_at_call
 
 from esvae import ESVAE, checkpoint, data, train
 from esvae.config import Config, ModelConfig, TrainConfig
 from esvae.errors import InputError
 from esvae.generate import load_model, load_weights
+from esvae.losses import DISTANCES
 from esvae.prior import MixturePrior
 from esvae.runs import Run
 
@@ -65,23 +66,6 @@ def go(folder: Path, sets: dict[str, data.ImageSet], config: Config = CONFIG, **
     return train.train(config, folder, sets=sets, **{"checkpoint_minutes": 0, "progress": False} | options)
 
 
-def records(run: Run) -> list[dict]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in run.metrics()]
-
-
-def assert_same(run: Run, other: Run) -> None:
-    """Same records, same weights, same state of the optimizer, bit for bit."""
-    assert records(run) == records(other)
-    (parts, state), (other_parts, other_state) = run.load(), other.load()
-    assert state | {"seconds": 0} == other_state | {"seconds": 0}
-    exported, other_exported = (load_file(r.folder / "model" / "model.safetensors") for r in (run, other))
-    for name, tensors in {**parts, "exported": exported}.items():
-        others = other_parts.get(name, other_exported)
-        assert tensors.keys() == others.keys()
-        for key in tensors:
-            assert torch.equal(tensors[key], others[key]), (name, key)
-
-
 class TestUndisturbed:
     def test_records(self, undisturbed: Run) -> None:
         found = undisturbed.metrics()
@@ -89,6 +73,16 @@ class TestUndisturbed:
         assert [(r["step"], r["images"]) for r in found if "test_mse" in r] == [(5, 40), (10, 80)]
         assert {r["step"]: r["steps"] for r in found} == {2: 1, 4: 1, 5: 1, 6: 2, 8: 2, 10: 2}
         assert [r["seconds"] for r in found] == sorted(r["seconds"] for r in found)
+
+    def test_firing_rates_of_every_epoch(self, undisturbed: Run, sets: dict[str, data.ImageSet]) -> None:
+        """Counts of the rates 0, 1/T, .., 1, of test images and of drawn ones."""
+        keys = ("rate_histogram", "prior_rate_histogram")
+        found = undisturbed.metrics()
+        assert [r["step"] for r in found if any(key in r for key in keys)] == [5, 10]
+        for record in found:
+            for counts in (record[key] for key in keys if key in record):
+                assert len(counts) == record["steps"] + 1
+                assert sum(counts) == len(sets["test"]) * MODEL.latent
 
     def test_files(self, undisturbed: Run) -> None:
         assert {p.name for p in undisturbed.images.iterdir()} == {
@@ -118,21 +112,6 @@ class TestUndisturbed:
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions
-
-
-def stop_at_call(count: int, function: Callable) -> Callable:
-    """`function`, which Ctrl-C interrupts once it has returned for the `count`-th time."""
-    calls = 0
-
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        result = function(*arguments, **options)
-        calls += 1
-        if calls == count:
-            raise KeyboardInterrupt
-        return result
-
-    return wrapped
 
 
 def interrupt(folder: Path, sets: dict[str, data.ImageSet], owner: Any, name: str, count: int) -> None:
@@ -273,7 +252,7 @@ def test_data_that_do_not_fit(tmp_path: Path, sets: dict[str, data.ImageSet], ch
 def test_divergence_is_one_line(
     tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
+    monkeypatch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
     with pytest.raises(InputError, match=r"training diverged before step 2 \(loss nan\); try a lower --train\.lr"):
         go(tmp_path / "run", sets)
     run = Run.open(tmp_path / "run")

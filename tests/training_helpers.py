@@ -1,4 +1,5 @@
-"""A small image folder, small options, and a disk that is full: what the tests of training and command line share."""
+"""A small image folder, small options, a disk that is full, runs that are interrupted and compared: what the tests of
+training and command line share."""
 
 from __future__ import annotations
 
@@ -6,13 +7,17 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from esvae import data
+from esvae.runs import Run
 
 TINY = [  # on top of the preset `best`
     *("--model.latent", "4", "--model.steps", "2", "--model.mixture-components", "2"),
@@ -57,3 +62,35 @@ def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(tests / name), *arguments], env=environment, capture_output=True, text=True
     )
+
+
+def records(run: Run) -> list[dict]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in run.metrics()]
+
+
+def assert_same(run: Run, other: Run) -> None:
+    """Same records, same weights, same state of the optimizer, bit for bit."""
+    assert records(run) == records(other)
+    (parts, state), (other_parts, other_state) = run.load(), other.load()
+    assert state | {"seconds": 0} == other_state | {"seconds": 0}
+    exported, other_exported = (load_file(r.folder / "model" / "model.safetensors") for r in (run, other))
+    for name, tensors in {**parts, "exported": exported}.items():
+        others = other_parts.get(name, other_exported)
+        assert tensors.keys() == others.keys()
+        for key in tensors:
+            assert torch.equal(tensors[key], others[key]), (name, key)
+
+
+def stop_at_call(count: int, function: Callable) -> Callable:
+    """`function`, which Ctrl-C interrupts once it has returned for the `count`-th time."""
+    calls = 0
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        result = function(*arguments, **options)
+        calls += 1
+        if calls == count:
+            raise KeyboardInterrupt
+        return result
+
+    return wrapped

@@ -1,11 +1,11 @@
-"""The autoencoder that the spiking models share: convolutions with tdBN and LIF neurons on both sides of a latent.
+"""What the spiking models share: convolutions with tdBN and LIF neurons on both sides of a latent.
 
 Tensors are time-first (T, N, *), images (N, C, H, W) in [-1, 1]. Four identities save work and change nothing but
 rounding (each is tested against a literal implementation):
 
 - the image is the same at every time step, so the first convolution and its norm run once;
 - the readout sum_t c_t y_t and the last convolution are both linear, so the spikes are summed first and the convolution
-  runs once, with its bias times sum_t c_t;
+  runs once, with its bias times sum_t c_t (not with TAID, whose weights depend on every y_t);
 - of the encoder's last spikes only the rate is used, so only their count is kept;
 - a bias in front of tdBN cancels against the mean, so there is none.
 """
@@ -20,22 +20,20 @@ from torch import Tensor, nn
 
 from ..layers import SpikingLayer, neuron_options
 from .base import Model
+from .pfa import PFA
+from .taid import TAID
 
 
-class Backbone(Model):
-    """Encoder, decoder and readout; a subclass adds what lies between them."""
+class SpikingDecoder(Model):
+    """Decoder and readout; a subclass adds where the latent's spikes come from."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
+        self._make_layers()
+
+    def _make_layers(self) -> None:
         c = self.config
-        neuron = neuron_options(c)
-        widths = c.widths
-        self.encoder = nn.ModuleList(
-            SpikingLayer(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), o, neuron)
-            for i, o in zip((c.channels, *widths), widths, strict=False)
-        )
-        features = widths[-1] * 4  # 2x2 pixels are left
-        self.to_latent = SpikingLayer(nn.Linear(features, c.latent, bias=False), c.latent, neuron)
+        neuron, widths, features = neuron_options(c), c.widths, c.features
         self.from_latent = SpikingLayer(nn.Linear(c.latent, features, bias=False), features, neuron)
         down = (*widths[::-1], widths[0])
         self.decoder = nn.ModuleList(
@@ -43,25 +41,82 @@ class Backbone(Model):
             for k, (i, o) in enumerate(pairwise(down))
         )
         self.to_image = nn.ConvTranspose2d(widths[0], c.channels, 3, padding=1)
+        learnt = c.readout == "learnt"
+        self.readout = nn.Parameter(self._decaying(c.steps).to(torch.get_default_dtype())) if learnt else None
+        self.taid = TAID(c.steps) if c.readout == "taid" else None
         self._readouts: dict[tuple[int, torch.device], Tensor] = {}
 
+    def _decaying(self, steps: int) -> Tensor:
+        """readout_decay^(steps-1-t), fp64 (steps)."""
+        return self.config.readout_decay ** torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+
     def readout_weights(self) -> Tensor:
-        """c_t of the image's readout, fp64 (T). Their sum is that of the config's T at every `steps` in use."""
-        t = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
-        weights = self.config.readout_decay**t
-        full = torch.arange(self.config.steps, dtype=torch.float64)
-        return weights * ((self.config.readout_decay**full).sum() / weights.sum())
+        """c_t of the image's readout, (T): fp64, or what is learnt. Of fewer steps than the config's T, the last ones;
+        their sum is that of the config's T at every `steps` in use."""
+        if self.readout is not None:
+            full, weights = self.readout, self.readout[-self.steps :]
+        else:
+            full, weights = self._decaying(self.config.steps), self._decaying(self.steps)
+        return weights * (full.sum() / weights.sum())
 
     def _readout_on(self, device: torch.device) -> Tensor:
         """The same on `device`, brought there once: to bring it there at every call would wait for a GPU."""
+        if self.readout is not None:
+            return self.readout_weights()
         key = (self.steps, device)
         if key not in self._readouts:
             self._readouts[key] = self.readout_weights().to(device)
         return self._readouts[key]
 
+    def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+        """Spikes z_q (T, n, d) of the images number `start` .. `start + n - 1` of the sequence that `seed` names."""
+        raise NotImplementedError
+
+    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+        return self.decode(self.prior_spikes(n, seed=seed, start=start, prior=prior))
+
+    def decode(self, spikes: Tensor) -> Tensor:
+        """spikes z (T, N, d) -> images (N, C, H, W) in [-1, 1]."""
+        spikes = self.from_latent(spikes)
+        spikes = spikes.unflatten(2, (self.config.widths[-1], 2, 2))
+        spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, spikes.shape[:2])
+        *rest, last = self.decoder
+        for layer in rest:
+            spikes = layer(spikes)
+        if self.taid is not None:
+            spikes = last(spikes)
+            images = self.to_image(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+            return torch.tanh(self.taid(images.to(self.to_image.bias.dtype)))
+        weights = self._readout_on(spikes.device)
+        summed = last(spikes, readout=weights)
+        image = F.conv_transpose2d(summed, self.to_image.weight, None, padding=1)
+        bias = self.to_image.bias * weights.sum().to(self.to_image.bias.dtype)
+        return torch.tanh(image.to(bias.dtype) + bias.view(-1, 1, 1))
+
+
+class Backbone(SpikingDecoder):
+    """Encoder, decoder and readout; a subclass adds what lies between them."""
+
+    def _make_layers(self) -> None:
+        c = self.config
+        neuron = neuron_options(c)
+        self.encoder = nn.ModuleList(
+            SpikingLayer(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), o, neuron)
+            for i, o in zip((c.channels, *c.widths), c.widths, strict=False)
+        )
+        self.to_latent = SpikingLayer(nn.Linear(c.features, c.latent, bias=False), c.latent, neuron)
+        super()._make_layers()
+        self.attention = PFA(c.channels, c.steps) if c.attention == "pfa" else None
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) in [-1, 1] -> the encoder's firing rates r_p (N, d) in {0, 1/T, .., 1} (eq. 5)."""
+        return self.latent(images, readout="rate")
+
     def latent(self, images: Tensor, readout: str | None = None) -> Tensor:
         """images (N, C, H, W) in [-1, 1] -> the encoder's spikes x_e (T, N, d), or with readout "rate" their mean over
         time (N, d)."""
+        if self.attention is not None:
+            images = self.attention(images)
         first, *rest = self.encoder
         spikes = first.repeat(images.contiguous(memory_format=torch.channels_last), self.steps)
         for layer in rest:
@@ -77,32 +132,11 @@ class Backbone(Model):
         """
         raise NotImplementedError
 
-    def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
-        """Spikes z_q (T, n, d) of the images number `start` .. `start + n - 1` of the sequence that `seed` names."""
-        raise NotImplementedError
-
     def reconstruct(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
         """images (N, C, H, W) -> their reconstructions, by way of the latent spikes."""
         return self.decode(self.latent_spikes(images, seed=seed, sample_ids=sample_ids))
-
-    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
-        return self.decode(self.prior_spikes(n, seed=seed, start=start, prior=prior))
-
-    def decode(self, spikes: Tensor) -> Tensor:
-        """spikes z (T, N, d) -> images (N, C, H, W) in [-1, 1]."""
-        spikes = self.from_latent(spikes)
-        spikes = spikes.unflatten(2, (self.config.widths[-1], 2, 2))
-        spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, spikes.shape[:2])
-        weights = self._readout_on(spikes.device)
-        *rest, last = self.decoder
-        for layer in rest:
-            spikes = layer(spikes)
-        summed = last(spikes, readout=weights)
-        image = F.conv_transpose2d(summed, self.to_image.weight, None, padding=1)
-        bias = self.to_image.bias * weights.sum().to(self.to_image.bias.dtype)
-        return torch.tanh(image.to(bias.dtype) + bias.view(-1, 1, 1))
 
 
 def _upsample(inputs: int, outputs: int, how: str, wide: bool) -> nn.Module:

@@ -28,10 +28,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
     Attributes:
         kind: as in `ModelConfig`.
         config: its options.
-        steps: time steps T in use; may be set.
+        priors: what `generate` can draw from.
     """
 
     kind: str
+    priors: tuple[str, ...]
 
     def __init__(self, **options) -> None:
         super().__init__()
@@ -41,10 +42,31 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         self._hub_mixin_config = dataclasses.asdict(self.config)  # all of it: defaults may change after it is saved
         self.steps = self.config.steps
 
+    @property
+    def steps(self) -> int:
+        """Time steps T in use; may be set, where the model can run at others than those it was made for."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.config.check_steps(steps)
+        self._steps = steps
+
+    @property
+    def default_prior(self) -> str:
+        """The one of `priors` that `generate` draws from unless told otherwise."""
+        return self.priors[0]
+
+    def chosen_prior(self, prior: str | None) -> str:
+        """`prior`, or the default one; an InputError where the model has no such prior."""
+        if prior is not None and prior not in self.priors:
+            raise InputError(f"prior: got {prior!r}, accepted are {', '.join(self.priors)}")
+        return prior or self.default_prior
+
     def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
         """Images number `start` .. `start + n - 1` of the sequence that `seed` names; (n, C, H, W) in [-1, 1].
 
-        `prior`: where the model has several, which one it draws from; default: the config's.
+        `prior`: which of `priors` it draws from; default: `default_prior`.
         """
         raise NotImplementedError
 
@@ -80,6 +102,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         model = cls(**arguments)
         model.load_state_dict(tensors)
         return model.to(map_location).eval()
+
+
+def drawn_if_none(seed: int | Tensor | None) -> int | Tensor:
+    """The seed, or where none is given one from torch's generator."""
+    return int(torch.randint(2**62, ())) if seed is None else seed
 
 
 def following(seed: int | Tensor) -> int | Tensor:

@@ -6,18 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from esvae_kernels import poisson
+from torch import Tensor
 
 from .. import distributed
 from ..config import TrainConfig
-from ..errors import InputError
-from ..layers import at_least_fp32, make_surrogate, mean_rate
+from ..layers import at_least_fp32, mean_rate
 from ..losses import DISTANCES
 from ..prior import MixturePrior, normal
 from .backbone import Backbone
 from .base import following
+from .poisson import PoissonLatent
 
 
 class Reconstruction(NamedTuple):
@@ -28,7 +26,7 @@ class Reconstruction(NamedTuple):
     prior_rates: Tensor  # r_q (N, d)
 
 
-class ESVAE(Backbone):
+class ESVAE(PoissonLatent, Backbone):
     """Encoder, sampler, decoder and prior; see `ModelConfig` for the options."""
 
     kind = "esvae"
@@ -36,52 +34,33 @@ class ESVAE(Backbone):
     def __init__(self, **options) -> None:
         super().__init__(**options)
         c = self.config
-        layers = [nn.Linear(c.latent, c.latent) for _ in range(c.bottleneck_layers)]
-        between = [module for layer in layers[1:] for module in (nn.LeakyReLU(0.2), layer)]
-        self.bottleneck = nn.Sequential(layers[0], *between) if between else layers[0]
         self.mixture = MixturePrior(c.mixture_components, c.latent) if c.prior == "mixture" else None
-        self.sampler_surrogate = make_surrogate(c.sampler_surrogate, c.sampler_shape)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) in [-1, 1] -> firing rates r_p (N, d) in {0, 1/T, .., 1} (eq. 5)."""
-        return self.latent(images, readout="rate")
+    @property
+    def priors(self) -> tuple[str, ...]:
+        return ("bottleneck",) if self.mixture is None else ("bottleneck", "mixture")
 
-    def sample(self, rates: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None) -> Tensor:
-        """rates (N, d) -> Poisson spikes z (T, N, d) (eq. 7). `sample_ids`: positions in the whole batch."""
-        return poisson(rates, self.steps, seed=seed, sample_ids=sample_ids, surrogate=self.sampler_surrogate)
-
-    def prior_rates(self, noise: Tensor) -> Tensor:
-        """z_n (N, d), standard normal -> rates r_q (N, d) of the bottleneck prior."""
-        return torch.sigmoid(self.bottleneck(noise.to(self.to_image.weight.dtype)))
+    @property
+    def default_prior(self) -> str:
+        return self.config.prior
 
     def latent_spikes(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
         return self.sample(self.encode(images), seed=seed, sample_ids=sample_ids)
 
-    def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
-        """Spikes z_q (T, n, d) of the images number `start` .. `start + n - 1`.
+    def drawn_rates(self, ids: Tensor, seed: int | Tensor, prior: str) -> Tensor:
+        return self.mixture(ids, seed) if prior == "mixture" else super().drawn_rates(ids, seed, prior)
 
-        `prior`: "bottleneck" or "mixture"; default: the config's.
-        """
-        ids = start + torch.arange(n, device=self.to_image.weight.device)
-        prior = prior or self.config.prior
-        if prior not in ("bottleneck", "mixture"):
-            raise InputError(f"prior: got {prior!r}, accepted are bottleneck, mixture")
-        if prior == "bottleneck":
-            rates = self.prior_rates(normal(ids, self.config.latent, seed))
-        elif self.mixture is None:
-            raise InputError("prior: got 'mixture', but this model was built without one; accepted is 'bottleneck'")
-        else:
-            rates = self.mixture(ids, seed)
-        return self.sample(rates, seed=following(seed), sample_ids=ids)
-
-    def forward(self, images: Tensor, *, seed: int | Tensor, start: int = 0) -> Reconstruction:
+    def forward(
+        self, images: Tensor, *, seed: int | Tensor, start: int = 0, progress: float | Tensor = 0.0
+    ) -> Reconstruction:
         """The training forward. `seed` is this step's: noise of sampler and prior are keyed by it and the position.
 
         A seed that is an int64 tensor (1) on the images' device is read there, at each replay of a CUDA graph anew.
-        `start`: the position of the first image in the whole batch, of which `images` may be a part.
+        `start`: the position of the first image in the whole batch, of which `images` may be a part. `progress` changes
+        nothing here.
         """
         rates = self.encode(images)
         ids = torch.arange(start, start + len(images), device=images.device)

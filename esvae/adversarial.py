@@ -1,0 +1,51 @@
+"""Training of a generator against a critic: the hinge loss, and an optimizer for each of the two.
+
+    critic      mean(max(0, 1 - D(x))) + mean(max(0, 1 + D(G(z))))
+    generator   -mean(D(G(z)))
+
+In a step the critic learns first, then the generator, from the same images, by the critic as it is then.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import distributed
+from .evaluate import autocast
+from .models import GAN
+from .train import Trainer, make_optimizer
+
+
+class AdversarialTrainer(Trainer):
+    """A `Trainer` of a `GAN`."""
+
+    model: GAN
+
+    def _in_parallel(self) -> nn.Module:
+        """As it is: DDP knows one loss alone. `_descend` exchanges the gradients."""
+        return self.model
+
+    def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        config = self.config.train
+        critic = make_optimizer(self.model, config, self.graphs, self.model.critic_groups(config))
+        return super()._make_optimizers() | {"critic_optimizer": critic}
+
+    def _learn(self, images: Tensor, seed: int | Tensor, progress: float | Tensor) -> dict[str, Tensor]:
+        model = self.model
+        with autocast(self.device, self.precision):
+            fakes = model.generate(len(images), seed=seed, start=distributed.rank() * len(images))
+            real, fake = model.criticise(torch.cat([images, fakes.detach()])).chunk(2)
+        loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
+        critic_norm = self._descend(self.optimizers["critic_optimizer"], loss)
+        model.critic.requires_grad_(False)
+        with autocast(self.device, self.precision):
+            generator_loss = -model.criticise(fakes).mean()
+        norm = self._descend(self.optimizer, generator_loss)
+        model.critic.requires_grad_(True)
+        return {
+            "loss": loss,
+            "generator_loss": generator_loss,
+            "gradient_norm": norm,
+            "critic_gradient_norm": critic_norm,
+        }

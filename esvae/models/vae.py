@@ -1,0 +1,102 @@
+"""The variational autoencoder without spikes: FSVAE's yardstick, of the same widths."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..layers import at_least_fp32
+from ..losses import gaussian_divergence
+from ..prior import normal
+from .base import Model, drawn_if_none
+
+
+class Gaussians(NamedTuple):
+    """What the training forward returns, and the loss needs."""
+
+    images: Tensor  # (N, C, H, W), in [-1, 1]
+    mean: Tensor  # (N, d)
+    log_variance: Tensor  # (N, d)
+
+
+class VAE(Model):
+    """Convolutions with batch norm and leaky ReLU on both sides of a Gaussian latent; see `ModelConfig`."""
+
+    kind = "vae"
+    priors = ("normal",)
+
+    def __init__(self, **options) -> None:
+        super().__init__(**{"steps": 1} | options)
+        c = self.config
+        self.encoder = nn.Sequential(
+            *(
+                _block(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), o)
+                for i, o in zip((c.channels, *c.widths), c.widths, strict=False)
+            ),
+            nn.Flatten(),
+        )
+        self.to_mean = nn.Linear(c.features, c.latent)
+        self.to_log_variance = nn.Linear(c.features, c.latent)
+        self.from_latent = nn.Sequential(nn.Linear(c.latent, c.features), nn.Unflatten(1, (c.widths[-1], 2, 2)))
+        self.decoder = nn.Sequential(
+            *(
+                _block(nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1, bias=False), o)
+                for i, o in pairwise((*c.widths[::-1], c.widths[0]))
+            )
+        )
+        self.to_image = nn.ConvTranspose2d(c.widths[0], c.channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (N, C, H, W) in [-1, 1] -> mean and logarithm of the variance of the posterior, (N, d)."""
+        features = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return at_least_fp32(self.to_mean(features)), at_least_fp32(self.to_log_variance(features))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) in [-1, 1] -> the mean of the posterior (N, d)."""
+        return self.distribution(images)[0]
+
+    def sample(self, mean: Tensor, log_variance: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
+        """A latent (N, d) of the posterior; noise is keyed by seed and position."""
+        noise = normal(sample_ids, self.config.latent, seed)
+        return mean + (0.5 * log_variance).exp() * noise.to(mean.dtype)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """z (N, d) -> images (N, C, H, W) in [-1, 1]."""
+        features = self.from_latent(latent).contiguous(memory_format=torch.channels_last)
+        return torch.tanh(at_least_fp32(self.to_image(self.decoder(features))))
+
+    def reconstruct(
+        self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
+    ) -> Tensor:
+        """images (N, C, H, W) -> their reconstructions from a sample of the posterior, as in training."""
+        ids = torch.arange(len(images), device=images.device) if sample_ids is None else sample_ids
+        return self.decode(self.sample(*self.distribution(images), drawn_if_none(seed), ids))
+
+    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+        self.chosen_prior(prior)
+        weight = self.to_image.weight
+        ids = start + torch.arange(n, device=weight.device)
+        return self.decode(normal(ids, self.config.latent, seed).to(weight.dtype))
+
+    def forward(
+        self, images: Tensor, *, seed: int | Tensor, start: int = 0, progress: float | Tensor = 0.0
+    ) -> Gaussians:
+        """The training forward, as in `ESVAE`."""
+        ids = torch.arange(start, start + len(images), device=images.device)
+        mean, log_variance = self.distribution(images)
+        return Gaussians(self.decode(self.sample(mean, log_variance, seed, ids)), mean, log_variance)
+
+    def loss(self, out: Gaussians, images: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+        """MSE(x, x_hat) + the weighted divergence of the posterior from the standard normal distribution."""
+        mse, divergence = F.mse_loss(out.images, images), gaussian_divergence(out.mean, out.log_variance)
+        return {"loss": mse + config.kl_weight * divergence, "mse": mse, "kl": divergence}
+
+
+def _block(transform: nn.Module, channels: int) -> nn.Sequential:
+    return nn.Sequential(transform, nn.BatchNorm2d(channels), nn.LeakyReLU())
