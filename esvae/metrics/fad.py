@@ -1,10 +1,9 @@
 """The Frechet Autoencoder Distance (FAD) with the published feature networks and test-set statistics.
 
-    FAD = |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2))
-
-over 64 features of an autoencoder trained on the data set, a Gaussian (mu, covariance) on each side. The published code
-never calls `eval()`: its BatchNorm normalises every batch with the batch's own statistics, which hides global contrast
-from it. Both readings are therefore given: `fad_paper` (each batch's own statistics) and `fad_eval` (running ones).
+The Frechet distance (`esvae.metrics.frechet`) of 64 features of an autoencoder trained on the data set. The published
+code never calls `eval()`: its BatchNorm normalises every batch with the batch's own statistics, which hides global
+contrast from it. Both readings are therefore given: `fad_paper` (each batch's own statistics) and `fad_eval` (running
+ones).
 Neither means much without `floors`, the same two figures for real training images.
 """
 
@@ -15,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +25,13 @@ from torch.func import functional_call
 
 from esvae.data import normalize
 from esvae.errors import InputError
+from esvae.metrics.frechet import feature_statistics, frechet_distance
 from esvae.untrusted import check_archive, read_pth
 
 Mode = Literal["paper", "eval"]
 
 FEATURES = 64
 IMAGE_SIZE = 32
-WIDTHS = (32, 64, 128, 256)
 FLOOR_IMAGES = 5120  # 40 batches of 128, as many as the published evaluation generates
 
 PUBLISHED = {
@@ -41,18 +41,20 @@ PUBLISHED = {
 
 
 class FeatureNetwork(nn.Module):
-    """The published feature encoder: 4 x [Conv2d 3x3 s2 p1, BatchNorm2d, LeakyReLU(0.01)], then Linear(1024, 64).
+    """The published feature encoder: stages of [Conv2d 3x3 s2 p1, BatchNorm2d, LeakyReLU(0.01)] down to 2x2 pixels, of
+    32, 64, 128, .. channels, then a Linear layer: at 32x32 four stages and Linear(1024, 64).
 
-    Takes images (N, channels, 32, 32) in [-1, 1], returns features (N, 64). The parameter names are those of the
-    published files (`encoder.{0..3}.{0,1}.*`, `latent_layer.*`).
+    Takes images (N, channels, size, size) in [-1, 1], returns features (N, features); size a power of two, at least 4.
+    The parameter names are those of the published files (`encoder.{0..3}.{0,1}.*`, `latent_layer.*`).
     """
 
-    def __init__(self, channels: int = 1) -> None:
+    def __init__(self, channels: int = 1, size: int = IMAGE_SIZE, features: int = FEATURES) -> None:
         super().__init__()
-        self.channels = channels
-        ends = (channels, *WIDTHS)
-        self.encoder = nn.Sequential(*(_stage(ends[i], ends[i + 1]) for i in range(len(WIDTHS))))
-        self.latent_layer = nn.Linear(WIDTHS[-1] * (IMAGE_SIZE >> len(WIDTHS)) ** 2, FEATURES)
+        self.image_shape = (channels, size, size)
+        self.features = features
+        self.widths = tuple(32 << stage for stage in range(size.bit_length() - 2))
+        self.encoder = nn.Sequential(*(_stage(i, o) for i, o in pairwise((channels, *self.widths))))
+        self.latent_layer = nn.Linear(self.widths[-1] * 4, features)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.latent_layer(self.encoder(images).flatten(1))
@@ -64,15 +66,25 @@ class FeatureNetwork(nn.Module):
         Raises `InputError` where the file is missing, damaged, carries pickled objects or holds another network.
         """
         state = read_pth(path)
-        network = cls(channels)
-        expected = network.state_dict()
+        with torch.device("meta"):
+            network = cls(channels)
         found = {key: value for key, value in state.items() if str(key).startswith(("encoder.", "latent_layer."))}
-        for key in sorted(expected.keys() | found.keys(), key=str):
-            if key not in found or key not in expected or not _is_like(found[key], expected[key]):
-                want = f"a tensor {tuple(expected[key].shape)}" if key in expected else "no such entry"
-                raise InputError(f"{path}: not the published feature network: {key!r:.80} should be {want}")
-        network.load_state_dict(found)
+        load_exactly(network, found, f"{path}: not the published feature network")
         return network.eval()
+
+
+def load_exactly(network: nn.Module, found: dict[object, object], failure: str) -> None:
+    """`load_state_dict` of a file's content: plain finite tensors of the network's own names, shapes and types.
+
+    The network, which may be on the meta device, comes to the CPU. Raises `InputError`, `failure` and the first entry
+    that does not fit.
+    """
+    expected = network.state_dict()
+    for key in sorted(expected.keys() | found.keys(), key=str):
+        if key not in found or key not in expected or not _is_like(found[key], expected[key]):
+            want = f"a tensor {tuple(expected[key].shape)}" if key in expected else "no such entry"
+            raise InputError(f"{failure}: {key!r:.80} should be {want}")
+    network.to_empty(device="cpu").load_state_dict(found)
 
 
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
@@ -147,53 +159,6 @@ def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> 
     return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
 
-def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D), divided by N - 1, of features (N, D); fp64.
-
-    Raises `InputError` for fewer images than features: such a covariance says little.
-    """
-    if features.ndim != 2 or features.shape[0] < features.shape[1]:
-        need = f" (at least {features.shape[1]} are needed)" if features.ndim == 2 else ""
-        raise InputError(
-            f"features: shape (images, features) with images >= features, not {tuple(features.shape)}{need}"
-        )
-    features = features.double()
-    return features.mean(0), torch.cov(features.T)
-
-
-def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> float:
-    """Frechet distance of two Gaussians with means (D,) and covariances (D, D), in fp64; never negative.
-
-    Equivalent to: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), where tr (A B)^(1/2) is the sum of the singular values
-    of A^(1/2) B^(1/2): real for any pair of covariances, singular ones included. Raises `InputError` for shapes that do
-    not fit, values that are not finite, and matrices that are no covariances.
-    """
-    mu_a, root_a, trace_a = _gaussian("a", mu_a, sigma_a)
-    mu_b, root_b, trace_b = _gaussian("b", mu_b, sigma_b)
-    if mu_a.shape != mu_b.shape:
-        raise InputError(f"mu_b: shape {tuple(mu_b.shape)}, but mu_a has {tuple(mu_a.shape)}")
-    overlap = torch.linalg.svdvals(root_a @ root_b).sum()
-    distance = (mu_a - mu_b).square().sum() + trace_a + trace_b - 2 * overlap
-    return max(0.0, distance.item())
-
-
-def _gaussian(side: str, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, symmetric square root of the covariance, and its trace."""
-    mu = torch.as_tensor(mu).detach().to("cpu", torch.float64)
-    sigma = torch.as_tensor(sigma).detach().to("cpu", torch.float64)
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        shapes = f"{tuple(mu.shape)} and {tuple(sigma.shape)}"
-        raise InputError(f"mu_{side}, sigma_{side}: shapes (D,) and (D, D) are wanted, not {shapes}")
-    if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
-        raise InputError(f"mu_{side}, sigma_{side}: some values are not finite")
-    values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
-    tolerance = 1e-5 * sigma.abs().amax()
-    if (sigma - sigma.T).abs().amax() > tolerance or values.amin() < -tolerance * len(mu):
-        raise InputError(f"sigma_{side}: a symmetric matrix without negative eigenvalues is wanted")
-    values = values.clamp(min=0)
-    return mu, (vectors * values.sqrt()) @ vectors.T, values.sum()
-
-
 @contextmanager
 def _training_flags_kept(network: nn.Module) -> Iterator[None]:
     flags = {module: module.training for module in network.modules()}
@@ -204,8 +169,8 @@ def _training_flags_kept(network: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def features(network: nn.Module, batches: Iterable[Tensor], mode: Mode) -> Tensor:
-    """Features (N, 64), fp64, on the CPU, of batches of float images (N, C, 32, 32) in [-1, 1].
+def features(network: FeatureNetwork, batches: Iterable[Tensor], mode: Mode) -> Tensor:
+    """Features (N, 64), fp64, on the CPU, of batches of float images in [-1, 1], those that the network takes.
 
     mode "paper": BatchNorm normalises with each batch's own statistics, so the order and size of the batches matter and
     a batch needs two images; "eval": with the running statistics. The network's parameters, running statistics and
@@ -216,11 +181,11 @@ def features(network: nn.Module, batches: Iterable[Tensor], mode: Mode) -> Tenso
     parameter = next(network.parameters())
     # Train mode updates the running statistics in place: let it update copies.
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    blocks = [torch.empty(0, FEATURES, dtype=torch.float64)]
+    blocks = [torch.empty(0, network.features, dtype=torch.float64)]
     with _training_flags_kept(network), torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
         network.train(mode == "paper")
         for images in batches:
-            _check_images(images, getattr(network, "channels", None))
+            _check_images(images, network.image_shape)
             if mode == "paper" and len(images) < 2:
                 raise InputError(f"batches: mode 'paper' needs at least 2 images in a batch, not {len(images)}")
             block = functional_call(network, buffers, (images.to(parameter.device, parameter.dtype),))
@@ -228,10 +193,9 @@ def features(network: nn.Module, batches: Iterable[Tensor], mode: Mode) -> Tenso
     return torch.cat(blocks)
 
 
-def _check_images(images: Tensor, channels: int | None) -> None:
-    fits = images.ndim == 4 and images.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE) and images.is_floating_point()
-    if not fits or channels not in (None, images.shape[1]):
-        want = f"float (N, {channels or 'C'}, {IMAGE_SIZE}, {IMAGE_SIZE})"
+def _check_images(images: Tensor, shape: tuple[int, ...]) -> None:
+    if images.shape[1:] != shape or not images.is_floating_point():
+        want = f"float (N, {', '.join(map(str, shape))})"
         raise InputError(f"images: {want} is wanted, not {images.dtype} {tuple(images.shape)}")
     # A little beyond 1 for rounding in half precision; NaN fails the comparison too.
     if images.numel() and not images.abs().amax() <= 1.01:
@@ -245,13 +209,20 @@ def fad(reference: Reference, images: Tensor, batch_size: int = 128) -> dict[str
     Table I (`fad_paper` with batch_size 128 and 5,120 images), and real test images score about 0.43, not 0, in
     `fad_eval`. In paper mode a last batch of one image is left out. Raises `InputError` for images that do not fit.
     """
+    return {f"fad_{mode}": distance(reference, images, mode, batch_size) for mode in ("paper", "eval")}
+
+
+def distance(reference: Reference, images: Tensor, mode: Mode, batch_size: int = 128) -> float:
+    """The Frechet distance of the images' features in one mode from the reference; images as in `fad`."""
+    found = image_features(reference.network, images, mode, batch_size)
+    return frechet_distance(*feature_statistics(found), reference.mu, reference.sigma)
+
+
+def image_features(network: FeatureNetwork, images: Tensor, mode: Mode = "eval", batch_size: int = 128) -> Tensor:
+    """`features` of one tensor of images, uint8 in 0..255 or float in [-1, 1]."""
     if batch_size < 2:
         raise InputError(f"batch_size: at least 2, not {batch_size}")
-    result = {}
-    for mode in ("paper", "eval"):
-        found = features(reference.network, _batches(images, batch_size, 2 if mode == "paper" else 1), mode)
-        result[f"fad_{mode}"] = frechet_distance(*feature_statistics(found), reference.mu, reference.sigma)
-    return result
+    return features(network, _batches(images, batch_size, 2 if mode == "paper" else 1), mode)
 
 
 def _batches(images: Tensor, size: int, smallest: int) -> Iterator[Tensor]:
