@@ -1,4 +1,5 @@
-"""The command line: `esvae demo | train | generate | reconstruct | evaluate | export`.
+"""The command line: `esvae demo | train | generate | reconstruct | evaluate | robustness | classify | energy | report |
+export`.
 
 Options are the fields of one dataclass per command. A mistake is one line on stderr and exit code 2.
 """
@@ -13,7 +14,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,10 @@ The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
   generate     draw images from a trained model
   reconstruct  show test images beside their reconstructions
   evaluate     measure the reconstruction error and the distance of generated images from real ones
+  robustness   measure reconstructions from latent spikes that are shuffled, flipped or noisy
+  classify     measure how much of the image's class the encoder keeps
+  energy       count operations and energy per image, beside the same network without spikes
+  report       the paper's tables and figures from trained runs, beside the published ones
   export       write encoder or decoder as a NIR graph, for other simulators and neuromorphic chips
 
 `esvae COMMAND --help` explains every option.
@@ -118,9 +123,10 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model on the whole test set: the mean squared error of its reconstructions and, for Fashion-MNIST and
-    MNIST with the published feature networks in the folder that ESVAE_FAD_DIR names, the Frechet autoencoder distance
-    (FAD) of 5,120 generated images, beside that of real training images.
+    """Measure a model on the whole test set: the mean squared error of its reconstructions and, of 5,120 generated
+    images beside real training images, what there is a network for. Frechet autoencoder distance (FAD), precision,
+    recall, density and coverage: for Fashion-MNIST and MNIST the published ones in the folder that ESVAE_FAD_DIR names,
+    for any data set our own with --own-features. FID and Inception Score: the weights that ESVAE_INCEPTION names.
 
     Example: ESVAE_FAD_DIR=fad esvae evaluate runs/fashion --json
     """
@@ -129,6 +135,11 @@ class Evaluate:
     """A run's folder, or any folder with model.safetensors and config.json."""
     real: str | None = None
     """Instead of a model: the distances of this data set's real images alone, as a yardstick and a check."""
+    own_features: bool = False
+    """Also measure FAD by a feature network of our own, `fad_own`, which is trained the first time: minutes."""
+    inception: Path | None = None
+    """The file pt_inception-2015-12-05-6726825d.pth of pytorch-fid, for FID and Inception Score; by default
+    ESVAE_INCEPTION."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     data: str | None = None
@@ -147,6 +158,152 @@ class Evaluate:
     """On a GPU, the whole computation as a CUDA graph."""
     download: bool = False
     """Fetch the data set where it is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Disturb the latent spikes of test images in five ways and measure how far their reconstructions move: the mean
+    squared error against the original images and against the vanilla reconstructions, those of undisturbed spikes
+    (paper, Table II and Fig. 5). Mean and standard deviation over seeds; each draws spikes and disturbances anew.
+
+    time_shuffle: the time steps in another order, one for all neurons of an image. time_shuffle_neurons: an order of
+    its own for every neuron. length_shuffle: the neurons in another order. flips: each spike flips with probability a.
+    noise: with probability a a spike gets Gaussian noise, and is a spike again at 1/2 or above.
+
+    Every disturbance decodes all images anew, 20 times per seed: on two cores try --n 1000 first.
+
+    Example: esvae robustness runs/fashion --n 1000 --a 0.05 0.1 0.2
+    """
+
+    run: tyro.conf.Positional[RunFolder]
+    """A run's folder, or any folder with model.safetensors and config.json; of a kind with latent spikes."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    n: int | None = None
+    """How many images, the first ones of the test set; by default all."""
+    a: tuple[float, ...] = ()
+    """Probabilities of flips and noise, above 0 and at most 1; by default 0.01 0.02 0.05 0.1 0.2 0.3 0.4 0.5."""
+    seeds: int = 3
+    """How many repetitions, at least 2."""
+    data: str | None = None
+    """A data set as for `esvae train`; by default the run's."""
+    steps: int | None = None
+    """Time steps T; by default those of the training."""
+    seed: int = 2024
+    """Of all noise: the first of the seeds."""
+    precision: Precision = "fp32"
+    """Type of convolutions and spikes."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, ..."""
+    download: bool = False
+    """Fetch the data set where it is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Train classifiers on the firing rates that the frozen encoder gives for the training images, and measure their
+    accuracy on the test images (paper, Table IV): the paper's, of four fully connected layers, trained by SGD, several
+    times from other weights, and a linear probe (logistic regression). Needs labels: Fashion-MNIST, MNIST, CIFAR10,
+    digits, or a folder with a subfolder for each class.
+
+    Example: esvae classify runs/fashion --json
+    """
+
+    run: tyro.conf.Positional[RunFolder]
+    """A run's folder, or any folder with model.safetensors and config.json; of a kind with an encoder."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    seeds: int = 3
+    """How many classifiers, at least 2."""
+    epochs: int = 200
+    """Of each; the paper's are 200. The accuracy is that after the last one."""
+    data: str | None = None
+    """A data set as for `esvae train`; by default the run's."""
+    steps: int | None = None
+    """Time steps T; by default those of the training."""
+    seed: int = 2024
+    """Of weights and order: the first of the seeds."""
+    precision: Precision = "fp32"
+    """Type of convolutions and spikes of the encoder."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, ..."""
+    download: bool = False
+    """Fetch the data set where it is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Count the operations per image of every layer and charge them: 0.9 pJ for the addition (AC) that a spike causes
+    at each connection it goes out on, 4.6 pJ for the multiply-accumulate (MAC) of a real value at each (45 nm). Spikes
+    are measured, on test images that are encoded and on images that are generated. The ANN twin has the same layers,
+    each run once on real values.
+
+    Also printed: updates of the neurons, which the energy leaves out; and the paper's formula, which counts spikes and
+    time steps twice and serves for a comparison with its Table III alone.
+
+    Example: esvae energy runs/fashion
+    """
+
+    run: tyro.conf.Positional[RunFolder]
+    """A run's folder, or any folder with model.safetensors and config.json."""
+    json: bool = False
+    """Print one JSON object, and nothing else, on stdout."""
+    n: int | None = None
+    """How many test images to encode, and images to generate; by default 1000, or all where there are fewer."""
+    prior: Prior | None = None
+    """Where rates are drawn from; by default what the model was trained for."""
+    data: str | None = None
+    """A data set as for `esvae train`; by default the run's."""
+    steps: int | None = None
+    """Time steps T; by default those of the training."""
+    seed: int = 2024
+    """Of all noise."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, ..."""
+    download: bool = False
+    """Fetch the data set where it is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The paper's tables and figures from trained runs, beside the published figures: Markdown, PNG, SVG, JSON, and one
+    HTML page that needs nothing else. Runs that differ by their seed alone are one row, with mean and spread.
+
+    What is measured on a run is kept in its folder `report`, and measured again when weights or settings change. What
+    cannot be measured is named in the report, which goes on without it.
+
+    Example: ESVAE_FAD_DIR=fad esvae report all runs/fashion runs/fsvae runs/vae --out report
+    """
+
+    what: tyro.conf.Positional[
+        Literal[
+            "table1", "table2", "table3", "table4", "table5", "fig1", "fig4", "fig5", "fig6", "fig7", "grids", "all"
+        ]
+    ]
+    """Quality (table1, with attention modules table5), shuffled latents (table2, fig1), energy (table3), classification
+    of the rates (table4), latent spikes (fig4), noise (fig5), firing rates (fig6, by epochs fig7), images (grids)."""
+    runs: tyro.conf.Positional[tuple[Annotated[Path, tyro.conf.arg(metavar="RUN")], ...]]
+    """Folders of runs of any kind, or folders with model.safetensors and config.json."""
+    out: Path | None = None
+    """The folder that is written into; by default `report` in the first run's folder."""
+    data: str | None = None
+    """A data set as for `esvae train`; by default each run's."""
+    images: int | None = None
+    """How many test images robustness, energy and rates are measured on; by default all, and for energy 1,000."""
+    classifier_epochs: int = 200
+    """Epochs of the classifiers of table4; the paper's are 200."""
+    own_features: bool = False
+    """Also measure FAD by a feature network of our own, `fad_own`, which is trained the first time: minutes."""
+    inception: Path | None = None
+    """The file of Inception weights, as for `esvae evaluate`; by default ESVAE_INCEPTION."""
+    seed: int = 2024
+    """Of all noise."""
+    precision: Precision = "fp32"
+    """Type of convolutions and spikes."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, ..."""
+    download: bool = False
+    """Fetch a data set where it is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +343,10 @@ class Train:
 
     Examples: esvae train --preset best --data fashion-mnist --out runs/fashion; esvae train --resume --out runs/fashion
 
-    Presets: `paper` (the paper's settings), `official` (the published code's), `best` (ours). Every option below starts
-    from the preset for the data set, and its default is shown for the preset and data set on this command line.
+    Presets: `paper` (the paper's settings), `official` (the published code's), `best` (ours); and what ESVAE is
+    compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae` (without
+    spikes), `gan` (a spiking GAN). Every option below starts from the preset for the data set, and its default is shown
+    for the preset and data set on this command line.
     """
 
     out: Path
@@ -308,10 +467,12 @@ def _reconstruct(arguments: list[str]) -> None:
     from .data import normalize
     from .evaluate import BATCH, load_for, reconstructions
     from .generate import check_out
+    from .models import require
 
     check_out(options.out, (".png",))
     _require(options.columns >= 1, "columns", options.columns, "at least 1")
     loaded = _load(options)
+    require(loaded.model, "reconstruct", "reconstruct")
     name = _data_of(loaded, options)
     images = load_for(loaded.model, name, "test", options.download)
     _require(1 <= options.n <= len(images), "n", options.n, f"1 to {len(images)}, the test images of {name}")
@@ -342,11 +503,13 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _measure(options: Evaluate) -> dict[str, Any]:
     from . import distributed
-    from .evaluate import evaluate, find_reference, real
+    from .evaluate import evaluate, real
     from .generate import choose_prior
 
+    networks = {"own_features": options.own_features, "inception": options.inception}
     if options.real is not None:
-        result = distributed.first(lambda: real(options.real, options.download))
+        device = _device(options.device)
+        result = real(options.real, options.download, device=device, track=_track(), **networks)
     else:
         loaded = distributed.in_turn(lambda: _load(options))
         name = _data_of(loaded, options)
@@ -361,10 +524,185 @@ def _measure(options: Evaluate) -> dict[str, Any]:
             download=options.download,
             graphs=options.graphs,
             track=_track(),
+            **networks,
         )
-        if not result["generated"]:
-            _say(find_reference(name)[1] or f"no FAD: the feature network of {name} takes images of 32x32 alone")
+    _say(*dict.fromkeys(result["not_measured"].values()))
     return result
+
+
+def _robustness(arguments: list[str]) -> None:
+    options = _options(Robustness, arguments)
+    from .evaluate import load_for
+    from .robustness import PROBABILITIES, robustness
+
+    loaded = _load(options)
+    images = load_for(loaded.model, _data_of(loaded, options), "test", options.download)
+    n = len(images) if options.n is None else options.n
+    _require(1 <= n <= len(images), "n", n, f"1 to {len(images)}, the test images of {images.name}")
+    _say(*loaded.notes)
+    result = robustness(
+        loaded.model,
+        images.part(0, n),
+        probabilities=options.a or PROBABILITIES,
+        seeds=options.seeds,
+        seed=options.seed,
+        precision=options.precision,
+        track=_track(),
+    )
+    _report({"weights": loaded.source} | result, options.json, robustness_table)
+
+
+def _classify(arguments: list[str]) -> None:
+    options = _options(Classify, arguments)
+    from .classify import classify
+    from .evaluate import load_for
+
+    loaded = _load(options)
+    name = _data_of(loaded, options)
+    train, test = (load_for(loaded.model, name, split, options.download, labels=True) for split in ("train", "test"))
+    _say(*loaded.notes)
+    result = classify(
+        loaded.model,
+        train,
+        test,
+        seeds=options.seeds,
+        epochs=options.epochs,
+        seed=options.seed,
+        precision=options.precision,
+        track=_track(),
+    )
+    _report({"weights": loaded.source} | result, options.json, classify_table)
+
+
+def _energy(arguments: list[str]) -> None:
+    options = _options(Energy, arguments)
+    from .energy import energy
+    from .evaluate import load_for
+    from .generate import choose_prior
+
+    loaded = _load(options)
+    model, images = loaded.model, None
+    if hasattr(model, "encode"):
+        images = load_for(model, _data_of(loaded, options), "test", options.download)
+    prior, notes = choose_prior(model, options.prior)
+    _say(*loaded.notes, *notes)
+    result = energy(model, images, n=options.n, prior=prior, seed=options.seed, track=_track())
+    _report({"weights": loaded.source} | result, options.json, energy_table)
+
+
+def _report(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        Console().print(table(result))
+
+
+def robustness_table(result: dict[str, Any]) -> Table:
+    """What `robustness` returned, for reading."""
+    about = f"mean squared error: {result['data']}, {result['images']} images, T = {result['steps']}, "
+    about += f"{result['seeds']} seeds"
+    table = Table("spikes", "a", "vs original", "vs vanilla", "changed", title=about, title_justify="left")
+
+    def add(name: str, entry: dict[str, Any]) -> None:
+        errors = [f"{entry[key]['mean']:.4f} ± {entry[key]['sd']:.4f}" for key in ("original", "vanilla")]
+        table.add_row(name, f"{entry['a']:g}" if "a" in entry else "", *errors, f"{entry['changed']:.2%}")
+
+    vanilla = result["vanilla"]["original"]
+    table.add_row("vanilla", "", f"{vanilla['mean']:.4f} ± {vanilla['sd']:.4f}")
+    for name in ("time_shuffle", "time_shuffle_neurons", "length_shuffle"):
+        add(name, result[name])
+    for name in ("flips", "noise"):
+        table.add_section()
+        for entry in result[name][1:]:
+            add(name, entry)
+    return table
+
+
+def classify_table(result: dict[str, Any]) -> Table:
+    """What `classify` returned, for reading."""
+    about = f"{result['data']}, rates of length {result['latent']}, T = {result['steps']}"
+    table = Table("accuracy on the test images", "%", title=about, title_justify="left")
+    classifier, probe = result["classifier"], result["linear_probe"]
+    layers = "-".join(map(str, classifier["layers"]))
+    seeds = len(classifier["accuracy"])
+    table.add_row(
+        f"{layers}, {classifier['epochs']} epochs, {seeds} seeds", f"{classifier['mean']:.2f} ± {classifier['sd']:.2f}"
+    )
+    note = "" if probe["converged"] else " (has not converged)"
+    table.add_row(f"linear probe{note}", f"{probe['accuracy']:.2f}")
+    table.add_row("the commonest class of the training images, always", f"{result['majority']:.2f}")
+    return table
+
+
+def energy_table(result: dict[str, Any]) -> Table:
+    """What `energy` returned, for reading."""
+    about = f"per image, means over {result['images']}; T = {result['steps']}"
+    columns = ("layer", "inputs", "rate", "ACs", "MACs", "µJ", "twin µJ", "fires")
+    table = Table(*columns, title=about, title_justify="left", caption_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    notes = []
+
+    def add(name: str, row: dict[str, Any]) -> None:
+        rates = ["" if rate is None else f"{rate:.3f}" for rate in (row.get("input_rate"), row["firing_rate"])]
+        counts = [_short(row[key]) for key in ("synaptic_operations", "macs")]
+        costs = [f"{row[key]:.2f}" for key in ("energy_uj", "twin_energy_uj")]
+        table.add_row(name, row.get("inputs", "").removeprefix("real "), rates[0], *counts, *costs, rates[1])
+
+    for part in ("encode", "generate"):
+        total = result[part]
+        if total is None:
+            continue
+        table.add_section()
+        for row in total["layers"]:
+            add(row["name"], row)
+        add(part, total)
+        low, high = total["energy_range_uj"]
+        notes.append(
+            f"{part}: {total['energy_ratio']:.2f} of the twin's energy; {low:.2f} to {high:.2f} µJ with first layer "
+            f"and readout run the other way; updates of the neurons, not in it, {total['neuron_updates_uj']:.2f} µJ"
+        )
+    notes += [
+        f"AC {result['ac_pj']} pJ, MAC {result['mac_pj']} pJ: even at a firing rate of {result['break_even_rate']:.3f}",
+        f"the paper's formula, for its Table III alone: {result['paper_formula']['energy_j']:.2g} J",
+    ]
+    table.caption = "\n".join(notes)
+    return table
+
+
+def _short(count: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.3g}"
+
+
+def _write_report(arguments: list[str]) -> None:
+    options = _options(Report, arguments)
+    _require(0 <= options.seed < 2**63, "seed", options.seed, f"0 to {2**63 - 1}")
+    _require(options.images is None or options.images >= 1, "images", options.images, "at least 1")
+    _require(1 <= options.classifier_epochs <= 10_000, "classifier_epochs", options.classifier_epochs, "1 to 10000")
+    _require(bool(options.runs), "RUN", "none", "folders of runs")
+    from .report import FOLDER, Settings, command_line, report
+
+    _device(options.device)
+    out = options.out or options.runs[0] / FOLDER
+    names = [field.name for field in dataclasses.fields(Settings)]
+    values = {"out": out} | {name: getattr(options, name) for name in ("data", *names, "device")}
+    changed = {name: value for name, value in values.items() if value != getattr(Report, name)}
+    written = report(
+        options.what,
+        options.runs,
+        out,
+        command=command_line(options.what, options.runs, changed),
+        settings=Settings(**{name: getattr(options, name) for name in names}),
+        data=options.data,
+        device=options.device,
+        say=_say,
+        track=_track(),
+    )
+    for path in written:
+        print(path)
 
 
 def _export(arguments: list[str]) -> None:
@@ -381,7 +719,7 @@ def _export(arguments: list[str]) -> None:
     _say(*loaded.notes, f"{options.out}: the {options.part}, from {loaded.source}")
 
 
-def _load(options: Generate | Reconstruct | Evaluate) -> Loaded:
+def _load(options: Generate | Reconstruct | Evaluate | Robustness | Classify | Energy) -> Loaded:
     """The model that RUN names, on the device and at the T that the options ask for."""
     _require(0 <= options.seed < 2**63, "seed", options.seed, f"0 to {2**63 - 1}")
     _check_steps(options.steps)
@@ -397,30 +735,42 @@ def _check_steps(steps: int | None) -> None:
     _require(steps is None or 1 <= steps <= 1000, "steps", steps, "1 to 1000")
 
 
-def _data_of(loaded: Loaded, options: Reconstruct | Evaluate) -> str:
+def _data_of(loaded: Loaded, options: Reconstruct | Evaluate | Robustness | Classify | Energy) -> str:
     name = options.data or loaded.data
     if name is None:
         raise InputError(f"data: {options.run} does not say what the model was trained on; accepted is --data NAME")
     return name
 
 
+METRICS = {  # in the order of the table: what each says, and its digits
+    "fad_paper": ("batch statistics", 4),
+    "fad_eval": ("running statistics", 4),
+    "fad_own": ("our own feature network", 4),
+    "prdc_precision": ("how many look real", 3),
+    "prdc_recall": ("how much of the real is drawn", 3),
+    "prdc_density": ("how many real ones lie around each", 3),
+    "prdc_coverage": ("how many real ones have one near", 3),
+    "fid": ("as pytorch-fid, 5000 images", 2),
+    "inception_score": ("standard, 5000 images", 3),
+}
+
+
 def metrics_table(result: dict[str, Any]) -> Table:
-    """What `evaluate` or `real` returned, for reading; the distance of real images beside each distance."""
-    if "mse" in result:
+    """What `evaluate` or `real` returned, for reading; the figure of real training images beside each one."""
+    if "prior" in result:
         about = f"{result['data']}, prior {result['prior']}, T = {result['steps']}, {result['precision']}"
         table = Table("", "model", "real images", title=about, title_justify="left")
-        table.add_row(f"mean squared error of {result['images']} test images", f"{result['mse']:.5f}", "")
+        if "mse" in result:
+            table.add_row(f"mean squared error of {result['images']} test images", f"{result['mse']:.5f}", "")
+        kinds = {"": "generated images", "_reconstructions": "reconstructions"}
     else:
         table = Table("", "real images", title=result["data"], title_justify="left")
-    for mode, meaning in (("paper", "batch statistics"), ("eval", "running statistics")):
-        floor = result.get(f"fad_{mode}_floor")
-        if floor is None:
-            continue
-        if "mse" not in result:
-            table.add_row(f"fad_{mode} of 5120 training images ({meaning})", f"{floor:.4f}")
-            continue
-        for key, images in (("", "generated images"), ("_reconstructions", "reconstructions")):
-            table.add_row(f"fad_{mode} of {images} ({meaning})", f"{result[f'fad_{mode}{key}']:.4f}", f"{floor:.4f}")
+        kinds = {"_floor": "training images"}
+    for metric, (meaning, digits) in METRICS.items():
+        for suffix, images in kinds.items():
+            keys = dict.fromkeys([metric + suffix, f"{metric}_floor"])
+            if all(key in result for key in keys):
+                table.add_row(f"{metric} of {images} ({meaning})", *(f"{result[key]:.{digits}f}" for key in keys))
     if "test_fad_paper_256" in result:
         table.add_row("test set against itself (below 0.001)", f"{result['test_fad_paper_256']:.6f}")
     return table
@@ -546,7 +896,7 @@ def _demo(arguments: list[str]) -> None:
     }
     for name, grid in grids.items():
         figures.save_image(grid, run.folder / name)
-    result = evaluate(model, "digits", prior=model.config.prior, track=_track())
+    result = evaluate(model, "digits", prior=model.default_prior, track=_track())
     Console().print(metrics_table(result))
     for name in (*grids, "learning-curve.png"):
         print(run.folder / name)
@@ -572,6 +922,10 @@ COMMANDS = {
     "generate": _generate,
     "reconstruct": _reconstruct,
     "evaluate": _evaluate,
+    "robustness": _robustness,
+    "classify": _classify,
+    "energy": _energy,
+    "report": _write_report,
     "export": _export,
 }
 SHARED = ("train", "evaluate")  # by the processes of torchrun

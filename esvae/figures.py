@@ -170,7 +170,7 @@ def _draw_curves(records: list[dict[str, Any]]) -> Figure:
         _draw_panel(left, records, lambda r: r["images"] / 1000, "images seen (thousands)"),
         _draw_panel(right, records, lambda r: r["seconds"] / 60, "training time (minutes)"),
     ]
-    _label_log_axis(left)
+    label_log_axis(left)
     left.set_ylabel("mean squared error per pixel (images in [-1, 1])")
     handles, labels = left.get_legend_handles_labels()
     if axes_of_fad[0] is not None:
@@ -233,7 +233,7 @@ def _mark_changes_of_steps(axes: Axes, records: list[dict[str, Any]], place: Cal
         )
 
 
-def _label_log_axis(axes: Axes) -> None:
+def label_log_axis(axes: Axes) -> None:
     """Plain numbers: at 1, 2 and 5 of each decade, or evenly where the data spans less than a factor of 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from metric_helpers import Small
 from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
 
@@ -24,7 +25,9 @@ from esvae.cli import main
 from esvae.config import Config
 from esvae.errors import InputError
 from esvae.generate import load_model
-from esvae.metrics import fad
+from esvae.metrics import fad, fid, own_features
+from esvae.metrics.neighbours import prdc
+from esvae.models import MODELS
 from esvae.runs import Run
 from esvae_kernels.nn import BNLIF
 
@@ -35,15 +38,15 @@ SHARED_FAD = Path(__file__).parents[2] / "shared" / "fad"
 def quick_statistics() -> Iterator[None]:
     """tdBN takes over the statistics of each batch at once: after four steps at the usual momentum no neuron fires."""
 
-    def made(**options: Any) -> ESVAE:
-        model = ESVAE(**options)
-        for module in model.modules():
-            if isinstance(module, BNLIF):
-                module.momentum = 1.0
-        return model
+    class Quick(ESVAE):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            for module in self.modules():
+                if isinstance(module, BNLIF):
+                    module.momentum = 1.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "ESVAE", made)
+        patch.setitem(MODELS, "esvae", Quick)
         yield
 
 
@@ -264,7 +267,8 @@ def naive_error(model: ESVAE, name: str, seed: int) -> float:
 def test_json_is_all_that_stdout_has(run: Path) -> None:
     command = [sys.executable, "-c", "import sys; from esvae.cli import main; sys.exit(main())"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    environment.pop("ESVAE_FAD_DIR", None)
+    for variable in ("ESVAE_FAD_DIR", "ESVAE_INCEPTION"):
+        environment.pop(variable, None)
     done = subprocess.run([*command, "evaluate", run, "--json"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -282,8 +286,14 @@ def test_json_is_all_that_stdout_has(run: Path) -> None:
         "batch_size": 128,
         "generated": 0,
         "mse": pytest.approx(naive_error(loaded.model, loaded.data, 2024), rel=1e-5),
+        "not_measured": result["not_measured"],
     }
-    assert "no FAD: no feature network is published for folder:" in done.stderr
+    assert result["not_measured"].keys() == {"fad", "prdc", "fid", "inception_score"}
+    for line in (
+        f"no FAD: no feature network is published for {loaded.data}",
+        "no FID, no Inception Score: set ESVAE_",
+    ):
+        assert done.stderr.count(line) == 1
 
 
 def test_last_incomplete_batch_counts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,6 +363,177 @@ def test_floors_stand_beside_the_distances(
         for mode in ("paper", "eval")
         for kind in ("", "_reconstructions")
     ]
+
+
+def test_manifolds_are_those_of_test_images(
+    run: Path, reference: fad.Reference, many: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal numbers of test, generated and training images: 70, as many as are generated."""
+    done("evaluate", run, "--json")
+    result = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        drawn = load_model(run).model.generate(70, seed=2024, prior="mixture")
+    real, train = (fad.image_features(reference.network, many[split][:70]) for split in ("test", "train"))
+    assert (result["prdc_images"], result["prdc_k"], result["prdc_features"]) == (70, 5, "fad")
+    for suffix, images in (("", fad.image_features(reference.network, drawn)), ("_floor", train)):
+        for key, value in prdc(real, images).items():
+            assert result[f"prdc_{key}{suffix}"] == pytest.approx(value, abs=0.03), key + suffix
+    done("evaluate", run)
+    text = capsys.readouterr().out
+    for key in ("precision", "recall", "density", "coverage"):
+        (row,) = [line for line in text.splitlines() if f"prdc_{key} of generated images" in line]
+        assert [cell.strip() for cell in row.split("│")[2:4]] == [
+            f"{result[f'prdc_{key}{suffix}']:.3f}" for suffix in ("", "_floor")
+        ]
+
+
+@pytest.fixture
+def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+    network = Small(features=6)
+    monkeypatch.setenv("ESVAE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("ESVAE_INCEPTION", "weights.pth")
+    monkeypatch.setattr(evaluate, "load_inception", lambda path: network if str(path) == "weights.pth" else None)
+    monkeypatch.setattr(evaluate, "GENERATED", 70)
+    monkeypatch.setattr(fid, "IMAGES", 64)
+    return network
+
+
+def summary(network: Small, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    return fid.summary(*fid.outputs(network, images if images.dtype == torch.uint8 else data.to_uint8(images)))
+
+
+def test_inception_measures_the_first_images(
+    run: Path, inception: Small, many: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a published feature network; real images are measured once, and then known."""
+    done("evaluate", run, "--json")
+    result = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        drawn = load_model(run).model.generate(70, seed=2024, prior="mixture")
+    generated, train, test = (summary(inception, images) for images in (drawn[:64], many["train"][:64], many["test"]))
+    assert (result["generated"], result["fid_implementation"]) == (70, "pytorch-fid")
+    assert result["fid"] == pytest.approx(fid.fid(generated, test), rel=1e-3)
+    assert result["fid_floor"] == pytest.approx(fid.fid(train, test), rel=1e-9)
+    for suffix, found in (("", generated), ("_floor", train)):
+        score = [result[f"inception_score{suffix}"], result[f"inception_score{suffix}_std"]]
+        assert score == pytest.approx(found["score"].tolist(), rel=1e-3, abs=1e-6)
+    assert result["not_measured"].keys() == {"fad", "prdc"}
+
+    inception.calls = 0
+    done("evaluate", run, "--json")
+    assert json.loads(capsys.readouterr().out) == result
+    assert inception.calls == 2  # of 32 generated images
+    done("evaluate", run)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "fid of generated images" in line]
+    assert [cell.strip() for cell in row.split("│")[2:4]] == [f"{result['fid']:.2f}", f"{result['fid_floor']:.2f}"]
+
+
+def test_too_few_test_images_for_fid_leave_the_score(
+    run: Path,
+    inception: Small,
+    many: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many["test"] = many["test"][:5].repeat(2, 1, 1, 1)
+    monkeypatch.setattr(evaluate, "load_inception", lambda path: Small(features=20))
+    done("evaluate", run, "--json")
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert "fid" not in result
+    assert result["inception_score"] >= 1
+    assert result["not_measured"]["fid"] in printed.err
+    assert "as many images on both sides" in result["not_measured"]["fid"]
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["model", "real"])
+def test_own_features(
+    run: Path,
+    many: dict[str, torch.Tensor],
+    real: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Asked for, a network is trained and named as what it is."""
+    monkeypatch.setattr(own_features, "STEPS", 2)
+    monkeypatch.setattr(evaluate, "GENERATED", 140)
+    for split in ("train", "test"):
+        many[split] = many[split].repeat(2, 1, 1, 1)
+    what = ("--real", "cifar10") if real else (run,)
+    done("evaluate", *what, "--own-features", "--json")
+    result = json.loads(capsys.readouterr().out)
+    own = own_features.own_reference(
+        *(data.load("x", split) for split in ("train", "test")), lambda *_, **__: pytest.fail("trained again")
+    )
+    assert (result["fad_own_weights"], result["fad_own_mse"]) == (own.weights, pytest.approx(own.error))
+    assert result["fad_own_floor"] == pytest.approx(fad.distance(own.reference, many["train"][:140], "eval"))
+    assert (result["prdc_features"], result["prdc_images"]) == ("fad_own", 140)
+    assert not any(key.startswith(("fad_paper", "fad_eval")) for key in result)
+    assert result["not_measured"].keys() == {"fad", "fid", "inception_score"}
+    if not real:
+        with torch.no_grad():
+            drawn = load_model(run).model.generate(140, seed=2024, prior="mixture")
+        assert result["fad_own"] == pytest.approx(fad.distance(own.reference, drawn, "eval"), rel=1e-4)
+        assert "fad_own_reconstructions" in result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "lines"),
+    [
+        (["--inception", "no.pth"], {}, ["no.pth: no such file; accepted is pt_inception-2015-12-05-6726825d.pth"]),
+        (["--own-features"], {}, ["no fad_own: 40 training and 11 test images of folder:"]),
+        ([], {"ESVAE_INCEPTION": __file__}, ["test_cli.py: ", "bytes, accepted are the 95628359 of"]),
+    ],
+    ids=["no-weights", "too-few-images", "other-weights"],
+)
+def test_what_cannot_be_measured_is_named_and_the_rest_measured(
+    run: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done("evaluate", run, "--json", *arguments)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["mse"] == pytest.approx(naive_error(load_model(run).model, load_model(run).data, 2024), rel=1e-5)
+    for line in lines:
+        assert line in printed.err
+        assert any(line in told for told in result["not_measured"].values())
+
+
+def test_a_damaged_reference_leaves_the_rest(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fashion_64.pth").write_bytes(b"damaged")
+    monkeypatch.setenv("ESVAE_FAD_DIR", str(tmp_path))
+    monkeypatch.setattr(evaluate, "PUBLISHED", {load_model(run).data: ("fashion_64.pth", "fashion_test_64.npz")})
+    monkeypatch.setattr(evaluate, "load_reference", lambda name: fad.load_reference("fashion-mnist"))
+    done("evaluate", run, "--json")
+    printed = capsys.readouterr()
+    assert "mse" in json.loads(printed.out)
+    assert f"{tmp_path}/fashion_test_64.npz: no such file" in printed.err
+
+
+def test_generated_images_that_are_none(
+    run: Path,
+    reference: fad.Reference,
+    inception: Small,
+    many: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A prior that gives NaN: the reconstructions' error is still there."""
+    monkeypatch.setattr(ESVAE, "generate", lambda model, n, **_: torch.full((n, 3, 32, 32), torch.nan))
+    done("evaluate", run, "--json")
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["mse"] > 0
+    assert result["not_measured"].keys() == {"fad", "prdc", "fid", "inception_score"}
+    assert "images: values in [-1, 1] are wanted" in printed.err
 
 
 def test_real_images_alone(

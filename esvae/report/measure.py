@@ -1,0 +1,386 @@
+"""What is measured on a run for the report, and where it is kept: RUN/report/<analysis>.json, with the weights and the
+settings that it was measured by. What was measured by others is measured again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..checkpoint import read_json
+from ..classify import EPOCHS
+from ..config import Config, ModelConfig, TrainConfig
+from ..data import ImageSet
+from ..errors import InputError
+from ..evaluate import SEED, Track, load_for, untracked
+from ..generate import choose_prior, load_model, run_config
+from ..metrics.cache import digest
+from ..metrics.fad import PUBLISHED, reference_folder
+from ..metrics.inception import inception_weights
+from ..models import Model
+from ..runs import Run, atomic_write
+
+VERSION = 1  # of what the analyses measure: what was kept by another one is measured again
+FOLDER = "report"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """By what everything is measured; `esvae report --help` explains each."""
+
+    images: int | None = None
+    seed: int = SEED
+    precision: str = "fp32"
+    classifier_epochs: int = EPOCHS
+    own_features: bool = False
+    inception: Path | None = None
+    download: bool = False
+
+
+@dataclass(eq=False)
+class Subject:
+    """A trained model in a folder.
+
+    Attributes:
+        config: of the run; None of a folder with nothing but a model.
+        data: the data set that it is measured on.
+        weights: SHA-256 of all its tensors.
+        notes: what the reader should know: that it has not ended.
+    """
+
+    folder: Path
+    model: Model
+    config: Config | None
+    data: str
+    weights: str
+    notes: list[str]
+
+    @classmethod
+    def open(cls, folder: Path, data: str | None, device: str) -> Subject:
+        """Raises InputError where the folder holds no model, or does not say on which data it was trained."""
+        loaded = load_model(folder, device)
+        name = data or loaded.data
+        if name is None:
+            raise InputError(f"{folder}: does not say what the model was trained on; accepted is --data NAME")
+        config = run_config(Run.open(folder)) if loaded.data is not None else None
+        weights = digest(tensor for _, tensor in sorted(loaded.model.state_dict().items()))
+        return cls(folder, loaded.model, config, name, weights, loaded.notes)
+
+    @property
+    def priors(self) -> list[str]:
+        """What can be drawn from, first what the model was trained for."""
+        default, _ = choose_prior(self.model, None)
+        fitted = [p for p in self.model.priors if p != "mixture" or self.model.mixture.fitted]
+        return [default, *(p for p in fitted if p != default)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of model and training, by name, without the seed: runs with the same ones differ by chance alone."""
+        model = dataclasses.asdict(self.model.config)
+        train = {} if self.config is None else dataclasses.asdict(self.config.train)
+        return {name: value for name, value in {**model, **train}.items() if name != "seed"}
+
+    @property
+    def seed(self) -> int:
+        return 0 if self.config is None else self.config.train.seed
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of its training."""
+        return [] if self.config is None else Run.open(self.folder).metrics()
+
+
+# ----------------------------------------------------------------------------------------------------------- analyses
+
+
+class Context(NamedTuple):
+    """What an analysis is given."""
+
+    subject: Subject
+    settings: Settings
+    prior: str
+    track: Track
+
+    def images(self, split: str, labels: bool = False) -> ImageSet:
+        return load_for(self.subject.model, self.subject.data, split, self.settings.download, labels=labels)
+
+    def test_images(self) -> ImageSet:
+        """As many as the settings say."""
+        images = self.images("test")
+        count = self.settings.images
+        if count is not None and not 1 <= count <= len(images):
+            raise InputError(f"images: got {count}, accepted are 1 to {len(images)}, the test images of {images.name}")
+        return images.part(0, count)
+
+
+class Analysis(NamedTuple):
+    """`run` measures; `settings` says what it depends on beside weights, data, T, seed and precision."""
+
+    run: Callable[[Context], dict[str, Any]]
+    settings: Callable[[Context], dict[str, Any]] = lambda context: {}
+    draws: bool = False  # images from the prior: results differ by prior
+
+
+def _evaluate(context: Context) -> dict[str, Any]:
+    from ..evaluate import evaluate
+
+    subject, settings = context.subject, context.settings
+    return evaluate(
+        subject.model,
+        subject.data,
+        prior=context.prior,
+        precision=settings.precision,
+        seed=settings.seed,
+        download=settings.download,
+        own_features=settings.own_features,
+        inception=settings.inception,
+        track=context.track,
+    )
+
+
+def _networks(context: Context) -> dict[str, Any]:
+    """The feature networks that are there, by their files' content."""
+    settings, folder = context.settings, reference_folder()
+    files = [folder / file for file in PUBLISHED.get(context.subject.data, ())] if folder else []
+    return {
+        "fad": [_sha256(file) for file in files],
+        "inception": _sha256(inception_weights(settings.inception)),
+        "own_features": settings.own_features,
+    }
+
+
+def _sha256(path: Path | None) -> str | None:
+    return _sha256_at(path, path.stat().st_mtime_ns) if path and path.is_file() else None
+
+
+@cache
+def _sha256_at(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _robustness(context: Context) -> dict[str, Any]:
+    from ..robustness import robustness
+
+    settings = context.settings
+    images = context.test_images()
+    return robustness(
+        context.subject.model, images, seed=settings.seed, precision=settings.precision, track=context.track
+    )
+
+
+def _classify(context: Context) -> dict[str, Any]:
+    from ..classify import classify
+
+    settings = context.settings
+    train, test = (context.images(split, labels=True) for split in ("train", "test"))
+    return classify(
+        context.subject.model,
+        train,
+        test,
+        epochs=settings.classifier_epochs,
+        seed=settings.seed,
+        precision=settings.precision,
+        track=context.track,
+    )
+
+
+def _energy(context: Context) -> dict[str, Any]:
+    from ..energy import energy
+
+    model = context.subject.model
+    images = context.test_images() if hasattr(model, "encode") else None
+    return energy(
+        model,
+        images,
+        n=context.settings.images,
+        prior=context.prior,
+        seed=context.settings.seed,
+        track=context.track,
+    )
+
+
+def _rates(context: Context) -> dict[str, Any]:
+    from ..rates import rates
+
+    settings = context.settings
+    return rates(
+        context.subject.model,
+        context.test_images(),
+        prior=context.prior,
+        precision=settings.precision,
+        seed=settings.seed,
+        track=context.track,
+    )
+
+
+def _pictures(context: Context) -> dict[str, Any]:
+    from .pictures import pictures
+
+    images = context.images("test") if hasattr(context.subject.model, "encode") else None
+    return pictures(
+        context.subject.model,
+        images,
+        prior=context.prior,
+        precision=context.settings.precision,
+        seed=context.settings.seed,
+    )
+
+
+def _images(context: Context) -> dict[str, Any]:
+    return {"images": context.settings.images}
+
+
+ANALYSES = {
+    "evaluate": Analysis(_evaluate, _networks, draws=True),
+    "robustness": Analysis(_robustness, _images),
+    "classify": Analysis(_classify, lambda context: {"epochs": context.settings.classifier_epochs}),
+    "energy": Analysis(_energy, _images, draws=True),
+    "rates": Analysis(_rates, _images, draws=True),
+    "pictures": Analysis(_pictures, draws=True),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass
+class Results:
+    """All that is measured for one report: from the runs' folders where it is there, else now. Each that cannot be
+    measured is told once, by `say`, and remembered."""
+
+    settings: Settings
+    say: Callable[[str], None]
+    track: Track = untracked
+    _known: dict[tuple[Path, str, str], dict[str, Any] | InputError] = field(default_factory=dict)
+
+    def get(self, subject: Subject, analysis: str, prior: str | None = None) -> dict[str, Any]:
+        """Raises InputError where it cannot be measured."""
+        prior = prior or subject.priors[0]
+        name = f"{analysis}-{prior}" if prior != subject.priors[0] else analysis
+        key = (subject.folder, analysis, prior)
+        if key not in self._known:
+            try:
+                self._known[key] = self._measured(subject, analysis, name, prior)
+            except InputError as error:
+                self._known[key] = error
+                self.say(f"{subject.folder}: no {analysis}: {error}")
+        found = self._known[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    def _measured(self, subject: Subject, analysis: str, name: str, prior: str) -> dict[str, Any]:
+        made = ANALYSES[analysis]
+        context = Context(subject, self.settings, prior, partial(self._track, subject.folder.name))
+        identity = {
+            "version": VERSION,
+            "weights": subject.weights,
+            "model": dataclasses.asdict(subject.model.config),
+            "data": subject.data,
+            "steps": subject.model.steps,
+            "seed": self.settings.seed,
+            "precision": self.settings.precision,
+            **({"prior": prior} if made.draws else {}),
+            **made.settings(context),
+        }
+        path = subject.folder / FOLDER / f"{name}.json"
+        if (kept := _kept(path, identity)) is not None:
+            return kept
+        result = made.run(context)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            content = {"identity": identity, "sha256": _checksum(result), "result": result}
+            atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        except (OSError, InputError) as error:  # a folder that is not ours to write in
+            self.say(f"{subject.folder}: {analysis} is not kept: {error}")
+        return result
+
+    def _track(self, run: str, iterable: Iterable, description: str, total: int) -> Iterable:
+        return self.track(iterable, description=f"{run}: {description}", total=total)
+
+
+def _kept(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_json(path, "a result of `esvae report`")
+    except InputError:  # damaged: measured again
+        return None
+    result = content.get("result")
+    same = content.get("identity") == json.loads(json.dumps(identity))
+    return result if same and content.get("sha256") == _checksum(result) else None
+
+
+def _checksum(result: Any) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------------- systems
+
+KINDS = {"esvae": "ESVAE", "fsvae": "FSVAE", "vae": "ANN VAE", "gan": "spiking GAN"}
+
+
+@dataclass(eq=False)
+class System:
+    """Runs that differ by their seed alone: one row of a table."""
+
+    name: str
+    data: str
+    subjects: list[Subject]
+
+    @property
+    def first(self) -> Subject:
+        """The run that is drawn where only one can be: that of the lowest seed."""
+        return self.subjects[0]
+
+
+def systems(subjects: Iterable[Subject]) -> list[System]:
+    """In the order of their first runs, by data set."""
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        unfinished = subject.notes and str(subject.folder)  # weights of some step or other are comparable with none
+        key = json.dumps([subject.data, subject.config is None, unfinished, subject.options], sort_keys=True)
+        groups.setdefault(key, []).append(subject)
+    made = [
+        System(_name(members[0]), members[0].data, sorted(members, key=lambda subject: subject.seed))
+        for members in groups.values()
+    ]
+    for system in made:
+        system.name += _difference(system, made)
+    return sorted(made, key=lambda system: [other.data for other in made].index(system.data))
+
+
+def _name(subject: Subject) -> str:
+    config = subject.model.config
+    name = KINDS[config.kind]
+    if subject.config is not None and subject.config.train.latent_loss == "kl":
+        name += " (KL)"
+    name += " + TAID" if config.readout == "taid" else ""
+    name += " + PFA" if config.attention == "pfa" else ""
+    if config.kind == "esvae" and subject.config is not None:
+        name += f", preset {subject.config.preset}"
+    return f"{name}, unfinished" if subject.notes else name
+
+
+def _difference(system: System, all_systems: list[System]) -> str:
+    """The options that tell it from others of the same name on the same data, where there are any."""
+    alike = [s for s in all_systems if s.data == system.data and _name(s.first) == _name(system.first)]
+    options = [s.first.options for s in alike]
+    known = {f.name for cls in (ModelConfig, TrainConfig) for f in dataclasses.fields(cls)}
+    differing = [o for o in system.first.options if o in known and len({json.dumps(p.get(o)) for p in options}) > 1]
+    text = "".join(f", {name.replace('_', ' ')} {system.first.options[name]}" for name in differing)
+    if not text and len(alike) > 1:
+        text = f" ({system.first.folder.name})"
+    return text
+
+
+def by_data(members: Iterable[System]) -> dict[str, list[System]]:
+    groups: dict[str, list[System]] = {}
+    for system in members:
+        groups.setdefault(system.data, []).append(system)
+    return groups

@@ -1,0 +1,41 @@
+"""bench/leads.py: that each lead is a config of its own, and the table of what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+import leads
+
+
+def test_each_lead_is_another_config_on_the_same_budget() -> None:
+    configs = {lead: leads.config_of(lead, seed=3) for lead in leads.LEADS}
+    assert len(set(configs.values())) == len(configs)
+    assert len({leads.folder_of(Path(), lead, 3).name for lead in configs}) == len(configs)
+    for lead, config in configs.items():
+        cost = sum(epochs * t for epochs, t in config.train.stages(config.model.steps))
+        assert cost == leads.EPOCHS * leads.STEPS, lead
+        assert config.train.seed == 3
+
+
+def test_table(tmp_path: Path) -> None:
+    for seed, error in enumerate((0.03, 0.04)):
+        row = dict.fromkeys(leads.COLUMNS, 1.0) | {"lead": leads.BASE, "seed": seed, "mse": error}
+        folder = leads.folder_of(tmp_path, leads.BASE, seed)
+        folder.mkdir()
+        (folder / leads.MEASURED).write_text(json.dumps(row))
+    heading, _, line = leads.table(leads.measured(tmp_path)).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["base", "2", "0.0350 ± 0.0071"]
+    assert len(cells) == heading.count("|") - 1
+
+
+def test_without_the_feature_network_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESVAE_FAD_DIR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["leads.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no FAD: set ESVAE_FAD_DIR"):
+        leads.main()
