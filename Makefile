@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OWN_VENV := norse sinabs
+# Files of tests in as many processes. Threads that wait sleep, or those of one process would keep another from its cores.
+SIDE_BY_SIDE = -n $(or $(JOBS),2) --dist loadfile
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install demo test peers bench soak gpu lint sanitize sanitize-address sanitize-thread clean
@@ -9,7 +11,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find c
 
 help:
 	@echo "make demo   install, train on digits for some minutes, write grids, print the metrics"
-	@echo "make test   install, run every test"
+	@echo "make test   install, run every test (JOBS=2: in so many processes)"
 	@echo "make peers  install SpikingJelly, snnTorch, Norse and sinabs too: to compare with them, to test the drop-in layers"
 	@echo "make bench  install, compare speeds"
 	@echo "make soak   trainings killed at random instants, a million damaged files: an hour"
@@ -29,12 +31,13 @@ install: .venv/.installed
 demo: install
 	$(BIN)/esvae demo
 
+test: export OMP_WAIT_POLICY = passive
 test: install
 	$(BIN)/python -c 'import esvae_kernels as k; assert "cpu" in k.available_backends(), "the cpu backend is missing"'
-	$(BIN)/pytest
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/test_triton_*.py
+	$(BIN)/pytest $(SIDE_BY_SIDE)
+	TRITON_INTERPRET=1 $(BIN)/pytest $(SIDE_BY_SIDE) tests/test_triton_*.py
 	@set -e; for library in $(OWN_VENV); do ! test -x .venv-$$library/bin/python || \
-	  .venv-$$library/bin/python -m pytest tests/dropin/test_$$library*.py tests/dropin/test_nir.py; done
+	  .venv-$$library/bin/python -m pytest $(SIDE_BY_SIDE) tests/dropin/test_$$library*.py tests/dropin/test_nir.py; done
 
 # Other libraries, to compare with and to convert. Without what they require: some want torchvision, of a matching torch.
 # Norse and sinabs want different releases of nir, and so have a venv each, on top of .venv.

@@ -1,12 +1,12 @@
-"""What each change of the preset `best` gives, one at a time on a small budget: 6,000 images of Fashion-MNIST, 10 epochs.
+"""What each change of the preset `best` gives, one at a time: 6,000 images of Fashion-MNIST, 10 epochs.
 
-    ESVAE_FAD_DIR=fad python bench/leads.py --out leads --jobs 2         train and measure all that is not yet there
-    python bench/leads.py --out leads --leads base bf16-free --seeds 3   some of them, with several seeds
-    python bench/leads.py --out leads --table                            the table of what is there, as Markdown
+    ESVAE_FAD_DIR=fad python bench/leads.py --out leads --jobs 2    train and measure all that is not yet there
+    python bench/leads.py --out leads --leads base --seeds 3        some of them, with several seeds
+    python bench/leads.py --out leads --table                       the table of what is there, as Markdown
 
-Each is a folder of its own in `--out`: a run, and `measured.json`, the figures on all 10,000 test images at the T of the
-training (4). `--jobs` trainings run side by side with one thread each. "base" is the preset with its schedule on that
-budget; the spread of its seeds is what a change has to exceed.
+Each is a folder of its own in `--out`: a run, and `measured.json`, the figures on all 10,000 test images at the T of
+its training (4). `--jobs` trainings run side by side, sharing the threads. "base" is the preset with its schedule on
+that budget; the spread of its seeds is what a change has to exceed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from esvae.config import Config, ModelConfig, TrainConfig, build, preset
+from esvae.evaluate import find_reference
 
 DATA, IMAGES, EPOCHS, STEPS = "fashion-mnist", 6000, 10, 4
 BASE = "base"
@@ -50,6 +51,7 @@ LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training
     "soft reset": {"reset": "soft"},
     "decay 0.5": {"decay": 0.5},
     "learnt decays": {"learn_decay": True},
+    "learnt readout": {"readout": "learnt"},
     "3x3 kernels (the paper's)": {"wide_kernels": 0},
     "4x4 kernels in all layers": {"wide_kernels": 4},
     "resize + convolution": {"wide_kernels": 0, "upsampling": "resize"},
@@ -69,8 +71,8 @@ LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training
     "learning rate x 2": {"lr": 8e-3, "bottleneck_lr": 4e-2},
     "batch of 32": {"batch_size": 32},
     "batch of 128": {"batch_size": 128},
-    "T = 2 first (20 epochs for 10)": {"epochs": 15, "time_steps": "10@2,5@4"},
-    "T = 8 last (1 epoch for 2)": {"epochs": 8, "time_steps": "6@4,1@8,1@8"},
+    "T = 2 first (10 epochs for 5)": {"epochs": 15, "time_steps": "10@2,5@4"},
+    "T = 8 last (2 epochs for 4)": {"steps": 8, "epochs": 8, "time_steps": "6@4,2@8"},
     "penalty on firing rates": {"rate_weight": 0.02},
 }
 
@@ -92,8 +94,8 @@ def folder_of(out: Path, lead: str, seed: int) -> Path:
     return out / f"{name}-{seed}"
 
 
-def run_one(out: Path, lead: str, seed: int) -> None:
-    """Train, or go on with an interrupted training, and measure."""
+def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
+    """Train, or go on with an interrupted training, and measure; with `smoke` on few images, for a moment."""
     import torch
 
     import esvae_kernels
@@ -104,9 +106,11 @@ def run_one(out: Path, lead: str, seed: int) -> None:
 
     esvae_kernels.tune_allocator()
     config, folder = config_of(lead, seed), folder_of(out, lead, seed)
+    if smoke:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, time_steps=""))
     sets = load_sets(config)
     few = sets["train"]
-    sets["train"] = ImageSet(few.name, few.pixels[:IMAGES], few.flip)
+    sets["train"] = ImageSet(few.name, few.pixels[: 64 if smoke else IMAGES], few.flip)
     run = train(config, folder, sets=sets, resume=(folder / "config.json").exists(), progress=False)
     model = load_model(run.folder).model
     with torch.no_grad():
@@ -162,12 +166,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many of each (default: 1)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side (default: 1)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--smoke", action="store_true", help="one epoch of 64 images, to see that it works")
     parser.add_argument("--one", nargs=2, metavar=("LEAD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        run_one(options.out, options.one[0], int(options.one[1]))
+        run_one(options.out, options.one[0], int(options.one[1]), options.smoke)
         return
     if not options.table:
+        if missing := find_reference(DATA)[1]:
+            sys.exit(missing)
         todo = [(lead, seed) for seed in range(options.seeds) for lead in options.leads]
         todo = [(lead, seed) for lead, seed in todo if not (folder_of(options.out, lead, seed) / MEASURED).exists()]
         with ThreadPoolExecutor(options.jobs) as pool:
@@ -178,6 +185,7 @@ def main() -> None:
 def _in_own_process(options: argparse.Namespace, lead: str, seed: int) -> None:
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     command = [sys.executable, __file__, "--out", str(options.out), "--one", lead, str(seed)]
+    command += ["--smoke"] if options.smoke else []
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE, text=True)
     last = done.stderr.strip().splitlines()[-1:] if done.returncode else ["measured"]
     print(f"{lead}, seed {seed}: {' '.join(last)}", file=sys.stderr)

@@ -129,8 +129,8 @@ def _band(panel: Axes) -> None:
     """What is taken for linear."""
     panel.axhspan(-WITHIN, WITHIN, color="#009E73", alpha=0.08, lw=0)
     panel.axhline(0, color=GREY, ls="--", lw=1)
-    most = max([2.0 * WITHIN, *(1.2 * abs(y) for line in panel.lines for y in line.get_ydata())])
-    panel.set_ylim(-most, most)
+    most = max([2.0 * WITHIN, panel.get_ylim()[1], *(1.2 * abs(y) for line in panel.lines for y in line.get_ydata())])
+    panel.set_ylim(-most, most)  # the panels of a row share it
     place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     panel.annotate(f"within {WITHIN} %", (1, WITHIN), (-2, 3), ha="right", fontsize=8, color=GREY, **place)
 

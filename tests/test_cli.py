@@ -610,7 +610,7 @@ def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["paint"], "command: got 'paint', accepted are demo, train, generate, reconstruct, evaluate, export"),
+        (["paint"], "command: got 'paint', accepted are demo, train, generate, reconstruct, evaluate, robustness,"),
         (["generate"], "Missing from esvae generate: RUN"),
         (["generate", "RUN", "--colour"], "Unrecognized options: --colour"),
         (["generate", "RUN", "--n", "many"], "Error parsing --n: "),

@@ -378,7 +378,9 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     failed, folder = one_line_error(capsys), saved(tmp_path / "model")
     assert "data: " in failed("energy", folder)
     assert "n: got 361, accepted are 1 to 360" in failed("energy", folder, "--data", "digits", "--n", 361)
-    assert "built without one" in failed("energy", folder, "--data", "digits", "--n", 1, "--prior", "mixture")
+    assert "prior: got 'mixture', accepted are bottleneck" in failed(
+        "energy", folder, "--data", "digits", "--n", 1, "--prior", "mixture"
+    )
 
 
 def test_nothing_but_finite_numbers(measured: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import CASES, STEPS_PER_EPOCH, config_of, digits
-from torch import Tensor
 from training_helpers import assert_same, stop_at_call
 
 from esvae import ESVAE, data, train
@@ -20,6 +19,7 @@ from esvae.config import PRESETS, preset
 from esvae.errors import InputError
 from esvae.evaluate import GENERATED
 from esvae.generate import choose_prior, load_model
+from esvae.metrics import fad
 from esvae.models import MODELS
 from esvae.models.backbone import Backbone, SpikingDecoder
 from esvae.runs import Run
@@ -209,29 +209,18 @@ def test_steps_that_a_model_cannot_take(
     assert f"steps: got {steps}, accepted is {line}" in capsys.readouterr().err
 
 
-@pytest.fixture
-def published_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference for digits: the real measurement with other numbers in the place of the published network's."""
-    pytest.importorskip("sklearn")
-    monkeypatch.setattr("esvae.evaluate.find_reference", lambda name: (Features(), ""))
-    monkeypatch.setattr("esvae.evaluate.fad", lambda reference, images, batch: {"fad_paper": spread(images)})
-    monkeypatch.setattr("esvae.evaluate.floors", lambda reference, images: {"fad_paper_floor": 0.5})
-
-
-class Features:
-    network = dataclasses.make_dataclass("Network", [("channels", int)])(1)
-
-
-def spread(images: Tensor) -> float:
-    return float(images.std()) + len(images)
-
-
 def test_distances_of_a_gan_are_of_its_generated_images(
-    runs: dict[str, Run], published_features: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Run], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By a feature network in the published one's place."""
+    torch.manual_seed(0)
+    reference = fad.Reference("digits", fad.FeatureNetwork(1).eval(), torch.zeros(64).double(), torch.eye(64).double())
+    monkeypatch.setattr("esvae.evaluate.find_reference", lambda name: (reference, ""))
     monkeypatch.setattr("esvae.evaluate.GENERATED", 140)
+    monkeypatch.setattr(fad, "FLOOR_IMAGES", 64)
     assert main(["evaluate", str(runs["gan"].folder), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["generated"] == 140 != GENERATED
-    assert 140 < result["fad_paper"] < 142
+    drawn = load_model(runs["gan"].folder).model.generate(140, seed=2024)
+    assert result["fad_paper"] == pytest.approx(fad.fad(reference, drawn)["fad_paper"], rel=1e-6)
     assert not [key for key in result if "reconstruction" in key or key == "mse"]
