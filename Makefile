@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OWN_VENV := norse sinabs
-# Files of tests in as many processes. Threads that wait sleep, or those of one process would keep another from its cores.
-SIDE_BY_SIDE = -n $(or $(JOBS),2) --dist loadfile
+# Files of tests in as many processes, in order: by number of tests the few long ones would come last, one by one. Threads
+# that wait sleep, or those of one process would keep another from its cores.
+SIDE_BY_SIDE = -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install demo test peers bench soak gpu lint sanitize sanitize-address sanitize-thread clean
