@@ -1,6 +1,6 @@
 """A million damaged files for the readers: `python tests/soak_fuzz.py [--cases 1000000] [--seed S]`. See fuzzing.py.
 
-Each reader has a quarter of them, in a process of its own that may take 256 MiB of memory more than it has at its
+Each reader has an equal share of them, in a process of its own that may take 256 MiB of memory more than it has at its
 start, and 10 seconds for a file. A failure names its case, and `--only TARGET --seed S --first CASE --cases 1` repeats
 it.
 """
