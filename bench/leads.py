@@ -18,13 +18,19 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import esvae_kernels
 from esvae.config import Config, ModelConfig, TrainConfig, build, preset
-from esvae.evaluate import find_reference
+from esvae.data import ordered_batches
+from esvae.evaluate import BATCH, GENERATED, evaluate, find_reference, generated
+from esvae.generate import load_model
+from esvae.metrics.fad import fad
+from esvae.train import load_sets, train
 
 DATA, IMAGES, EPOCHS, STEPS = "fashion-mnist", 6000, 10, 4
 BASE = "base"
@@ -96,27 +102,19 @@ def folder_of(out: Path, lead: str, seed: int) -> Path:
 
 def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
     """Train, or go on with an interrupted training, and measure; with `smoke` on few images, for a moment."""
-    import torch
-
-    import esvae_kernels
-    from esvae.data import ImageSet
-    from esvae.evaluate import evaluate
-    from esvae.generate import load_model
-    from esvae.train import load_sets, train
-
     esvae_kernels.tune_allocator()
     config, folder = config_of(lead, seed), folder_of(out, lead, seed)
     if smoke:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, time_steps=""))
     sets = load_sets(config)
-    few = sets["train"]
-    sets["train"] = ImageSet(few.name, few.pixels[: 64 if smoke else IMAGES], few.flip)
+    sets["train"] = sets["train"].part(0, 64 if smoke else IMAGES)
     run = train(config, folder, sets=sets, resume=(folder / "config.json").exists(), progress=False)
     model = load_model(run.folder).model
     with torch.no_grad():
-        rate = float(torch.cat([model.encode(batch) for batch in _some(sets["test"])]).mean())
+        some = ordered_batches(sets["test"].part(0, 2048), BATCH)
+        rate = float(torch.cat([model.encode(batch) for batch in some]).mean())
     found = evaluate(model, DATA, prior="mixture")
-    bottleneck = evaluate(model, DATA, prior="bottleneck")
+    bottleneck = fad(find_reference(DATA)[0], generated(model, GENERATED, prior="bottleneck"), BATCH)
     minutes = max(record["seconds"] for record in run.metrics()) / 60
     extra = {"fad_paper_bottleneck": bottleneck["fad_paper"], "fad_eval_bottleneck": bottleneck["fad_eval"]}
     extra |= {
@@ -126,13 +124,6 @@ def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
     }
     measured = {"lead": lead, "seed": seed, "options": LEADS[lead]} | found | extra
     (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n")
-
-
-def _some(images: Any) -> Iterator[Any]:
-    from esvae.data import normalize
-
-    for pixels in images.pixels[:2048].split(128):
-        yield normalize(pixels)
 
 
 def measured(out: Path) -> dict[str, list[dict[str, Any]]]:

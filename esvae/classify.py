@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import data
 from .errors import InputError
-from .evaluate import BATCH, SEED, Track, autocast, untracked
+from .evaluate import BATCH, SEED, Track, autocast, device_of, untracked
 from .models import Model, require
 
 HIDDEN = (512, 256, 128)
@@ -105,7 +105,7 @@ def classify(
 def _rates(model: Model, images: data.ImageSet, precision: str, track: Track) -> Tensor:
     """r_p (N, d), fp32, on the model's device."""
     model.eval()
-    device = next(model.parameters()).device
+    device = device_of(model)
     found = []
     batches = data.ordered_batches(images, BATCH, device)
     for batch in track(batches, description="encoding", total=-(-len(images) // BATCH)):

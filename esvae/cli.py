@@ -495,10 +495,7 @@ def _evaluate(arguments: list[str]) -> None:
     with distributed.processes(options.device) as device:
         result = _measure(dataclasses.replace(options, device=device))
         if distributed.rank() == 0:
-            if options.json:
-                print(json.dumps(result, allow_nan=False))
-            else:
-                Console().print(metrics_table(result))
+            _show(result, options.json, metrics_table)
 
 
 def _measure(options: Evaluate) -> dict[str, Any]:
@@ -549,7 +546,7 @@ def _robustness(arguments: list[str]) -> None:
         precision=options.precision,
         track=_track(),
     )
-    _report({"weights": loaded.source} | result, options.json, robustness_table)
+    _show({"weights": loaded.source} | result, options.json, robustness_table)
 
 
 def _classify(arguments: list[str]) -> None:
@@ -571,7 +568,7 @@ def _classify(arguments: list[str]) -> None:
         precision=options.precision,
         track=_track(),
     )
-    _report({"weights": loaded.source} | result, options.json, classify_table)
+    _show({"weights": loaded.source} | result, options.json, classify_table)
 
 
 def _energy(arguments: list[str]) -> None:
@@ -587,10 +584,10 @@ def _energy(arguments: list[str]) -> None:
     prior, notes = choose_prior(model, options.prior)
     _say(*loaded.notes, *notes)
     result = energy(model, images, n=options.n, prior=prior, seed=options.seed, track=_track())
-    _report({"weights": loaded.source} | result, options.json, energy_table)
+    _show({"weights": loaded.source} | result, options.json, energy_table)
 
 
-def _report(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:
+def _show(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:
     if as_json:
         print(json.dumps(result, allow_nan=False))
     else:

@@ -37,7 +37,7 @@ from esvae_kernels.nn import BNLIF
 
 from . import data
 from .errors import InputError
-from .evaluate import BATCH, SEED, Track, untracked
+from .evaluate import BATCH, SEED, Track, batch_at, device_of, untracked
 from .models import Model
 
 MAC_PJ = 4.6
@@ -97,18 +97,17 @@ def energy(
     if not 1 <= n <= most:
         raise InputError(f"n: got {n}, accepted are 1 to {most}")
     model.eval()
-    device = next(model.parameters()).device
+    device = device_of(model)
     starts = range(0, n, BATCH)
     encoded = None
     if hasattr(model, "encode"):
         if images is None:
             raise InputError(f"images: got none, accepted are some to encode with a model of kind {model.kind!r}")
-        encoded = Counter(model)
+        encoded, images = Counter(model), images.part(0, n)
         for start in track(starts, description="encoding", total=len(starts)):
-            (batch,) = data.ordered_batches(images.part(start, min(start + BATCH, n)), BATCH, device)
+            batch, ids = batch_at(images, start, BATCH, device)
             with encoded.counting():
                 if hasattr(model, "latent_spikes"):
-                    ids = torch.arange(start, start + len(batch), device=device)
                     model.latent_spikes(batch, seed=seed, sample_ids=ids)
                 else:
                     model.encode(batch)

@@ -37,6 +37,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def batch_at(images: data.ImageSet, start: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The batch (N, C, H, W) of up to `size` images that begins at `start`, and their positions (N), which noise is
+    keyed by."""
+    (batch,) = data.ordered_batches(images.part(start, start + size), size, device)
+    return batch, torch.arange(start, start + len(batch), device=device)
+
+
 def reconstruct_by(
     model: Model, precision: str = "fp32", seed: int = SEED, graphs: bool = True
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -70,11 +81,7 @@ def mean_squared_error(model: Model, images: data.ImageSet, precision: str = "fp
     """
     require(model, "reconstruct", "the reconstruction error")
     reconstruct = reconstruct_by(model, precision, graphs=False)
-    return _reconstruct_all(reconstruct, images, _device(model), untracked, keep=0)[0]
-
-
-def _device(model: Model) -> torch.device:
-    return next(model.parameters()).device
+    return _reconstruct_all(reconstruct, images, device_of(model), untracked, keep=0)[0]
 
 
 def _reconstruct_all(
@@ -87,8 +94,8 @@ def _reconstruct_all(
     """The mean squared error over all images, and the reconstructions of the first `keep` (fp32, on the CPU)."""
 
     def one_batch(start: int) -> tuple[float, Tensor]:
-        (original,) = data.ordered_batches(images.part(start, start + BATCH), BATCH, device)
-        again = reconstruct(original, torch.arange(start, start + len(original), device=device))
+        original, ids = batch_at(images, start, BATCH, device)
+        again = reconstruct(original, ids)
         return float((original - again).square().sum(dtype=torch.float64)), again[: max(keep - start, 0)].cpu().clone()
 
     found = _share_batches(len(images), one_batch, track, "reconstructing")
@@ -120,7 +127,7 @@ def generated(
 
     On a GPU, unless `graphs` is false, by a CUDA graph.
     """
-    device = _device(model)
+    device = device_of(model)
 
     def draw(ids: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -184,13 +191,13 @@ def evaluate(
     """
     model.eval()
     test = distributed.in_turn(lambda: load_for(model, name, "test", download))
-    yardsticks = _Yardsticks(name, test, _device(model), own_features, inception, track)
+    yardsticks = _Yardsticks(name, test, device_of(model), own_features, inception, track)
     yardsticks.load(lambda: load_for(model, name, "train", download))
     keep = min(GENERATED, len(test)) if yardsticks.has_features else 0
     error = again = None
     if hasattr(model, "reconstruct"):
         reconstruct = reconstruct_by(model, precision, seed, graphs)
-        error, again = _reconstruct_all(reconstruct, test, _device(model), track, keep)
+        error, again = _reconstruct_all(reconstruct, test, device_of(model), track, keep)
         if not math.isfinite(error):
             raise InputError(f"mse: is {error}; the model's weights give no images")
     result = {
@@ -200,7 +207,7 @@ def evaluate(
         "steps": model.steps,
         "seed": seed,
         "precision": precision,
-        "device": _device(model).type,
+        "device": device_of(model).type,
         "batch_size": BATCH,
         "generated": GENERATED if yardsticks.usable else 0,
     }

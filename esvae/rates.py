@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import data, distributed
-from .evaluate import BATCH, SEED, Track, autocast, untracked
+from .evaluate import BATCH, SEED, Track, autocast, batch_at, device_of, untracked
 from .models import Model, require
 
 
@@ -94,9 +94,8 @@ def _spikes(
     model: Model, images: data.ImageSet, start: int, prior: str, precision: str, seed: int
 ) -> tuple[Tensor, Tensor]:
     """z_p of a batch of images that begins at `start`, and z_q of the drawn images of these numbers, (T, N, d)."""
-    device = next(model.parameters()).device
-    (batch,) = data.ordered_batches(images.part(start, start + BATCH), BATCH, device)
-    ids = torch.arange(start, start + len(batch), device=device)
+    device = device_of(model)
+    batch, ids = batch_at(images, start, BATCH, device)
     with autocast(device, precision):
         posterior = model.latent_spikes(batch, seed=seed, sample_ids=ids)
         return posterior, model.prior_spikes(len(batch), seed=seed, start=start, prior=prior)

@@ -26,7 +26,7 @@ from esvae_kernels.ops.poisson.reference import uniforms
 
 from . import data
 from .errors import InputError
-from .evaluate import BATCH, SEED, Track, autocast, untracked
+from .evaluate import BATCH, SEED, Track, autocast, batch_at, device_of, untracked
 from .models import Model, require
 from .prior import normal
 
@@ -87,12 +87,11 @@ def robustness(
         raise InputError(f"probabilities: got {tuple(probabilities)}, accepted are numbers in (0, 1]")
     model.eval()
     probabilities = sorted(set(probabilities))
-    device = next(model.parameters()).device
+    device = device_of(model)
     sums: dict[tuple[str, float], list[list[float]]] = {}  # by disturbance and a: [original, vanilla, changed] per seed
     work = [(k, start) for k in range(seeds) for start in range(0, len(images), BATCH)]
     for k, start in track(work, description="disturbing", total=len(work)):
-        (originals,) = data.ordered_batches(images.part(start, start + BATCH), BATCH, device)
-        ids = torch.arange(start, start + len(originals), device=device)
+        originals, ids = batch_at(images, start, BATCH, device)
         with autocast(device, precision):
             z = model.latent_spikes(originals, seed=seed + k, sample_ids=ids)
             vanilla = model.decode(z).float()

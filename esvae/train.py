@@ -26,7 +26,7 @@ from . import data, distributed, figures
 from .checkpoint import optimizer_tensors, partial_path, remove_stale, restore_optimizer, sync_folder
 from .config import Config, TrainConfig
 from .errors import InputError
-from .evaluate import autocast, mean_squared_error, reconstructions
+from .evaluate import autocast, device_of, mean_squared_error, reconstructions
 from .generate import choose_prior, load_weights
 from .graph import Replay
 from .layers import keep_rates, share_statistics
@@ -365,8 +365,7 @@ class Trainer:
     def _end_of_epoch(self, epoch: int, steps: int) -> None:
         self.best.eval()
         if hasattr(self.best, "reconstruct"):
-            test = self.sets["test"]
-            some = data.ImageSet(test.name, test.pixels[:CURVE_IMAGES], test.flip)
+            some = self.sets["test"].part(0, CURVE_IMAGES)
             error = mean_squared_error(self.best, some, self.precision)
             histograms = {}
             if hasattr(self.best, "latent_spikes"):
@@ -471,7 +470,7 @@ def make_optimizer(
     """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device.
     `groups`: what it optimizes; default: the model's `parameter_groups`."""
     groups = [group | {"base_lr": group["lr"]} for group in groups or model.parameter_groups(config)]
-    device = next(model.parameters()).device
+    device = device_of(model)
     for group in groups if in_graph else ():
         group["lr"] = torch.tensor(group["lr"], device=device)
     betas, decay = (config.beta1, config.beta2), config.weight_decay

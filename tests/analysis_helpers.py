@@ -52,12 +52,13 @@ class Encoderless(nn.Module):
 
 
 def one_line_error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def check(*arguments: object) -> str:
-        """Run a command that must fail with exit code 2 and one line, and return that line."""
+    def check(*arguments: object, code: int = 2) -> str:
+        """Run a command that must fail with this exit code and one line, and return that line."""
         capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
+        assert main([str(argument) for argument in arguments]) == code
         out, err = capsys.readouterr()
         assert (out, len(err.splitlines())) == ("", 1), err
+        assert err.startswith("esvae: error: ")
         return err.rstrip()
 
     return check

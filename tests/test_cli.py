@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from analysis_helpers import one_line_error
 from metric_helpers import Small
 from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
@@ -76,18 +77,7 @@ def unfinished(tmp_path: Path, run: Path) -> Path:
 
 @pytest.fixture
 def failed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def check(*arguments: str | Path, code: int = 2) -> str:
-        """Run a command that must fail, and return its one line."""
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == code
-        out, err = capsys.readouterr()
-        assert out == ""
-        lines = err.splitlines()
-        assert len(lines) == 1, err
-        assert lines[0].startswith("esvae: error: ")
-        return lines[0]
-
-    return check
+    return one_line_error(capsys)
 
 
 def done(*arguments: str | Path) -> None:

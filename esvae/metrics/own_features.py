@@ -104,9 +104,8 @@ def own_reference(
         cache.require_writable(identity)
         tensors = _train(train, channels, features, batch, steps, track, torch.device(device)).cpu().state_dict()
         cache.write(identity, tensors)
-    with torch.device(
-        "meta"
-    ):  # a fresh one either way: a trained one has another memory layout, and rounds differently
+    # A fresh one either way: a trained one has another memory layout, and rounds differently.
+    with torch.device("meta"):
         model = Autoencoder(channels, size, features)
     load_exactly(model, tensors, "the cached feature network")
     model.eval()

@@ -80,7 +80,7 @@ def fig1(systems: list[System], results: Results) -> Section:
         shown = False
         for system in members:
             if not hasattr(system.first.model, "latent_spikes"):
-                reader.section.missing[system.name] = "has no latent spikes to shuffle"
+                section.missing[system.name] = "has no latent spikes to shuffle"
                 continue
             found = reader.get(system.first, "pictures")
             for name, label in SHUFFLED.items() if found else ():

@@ -12,12 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import ImageSet, normalize, to_uint8
-from ..evaluate import SEED, autocast
+from ..evaluate import SEED, autocast, device_of
 from ..models import Model
 
 SAMPLES = 32
 TEST_IMAGES = 16
-SHUFFLES = ("time_shuffle", "time_shuffle_neurons", "length_shuffle")
 
 
 @torch.no_grad()
@@ -37,7 +36,7 @@ def pictures(
     from ..robustness import disturbances
 
     model.eval()
-    device = next(model.parameters()).device
+    device = device_of(model)
     with autocast(device, precision):
         found = {"samples": model.generate(SAMPLES, seed=seed, prior=prior)}
         if images is not None:

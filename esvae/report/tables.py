@@ -96,6 +96,9 @@ _MEASURES = [
 ]
 
 
+SHARES = ("precision", "recall", "density", "coverage")
+
+
 def table1(systems: list[System], results: Results) -> Section:
     section = Section(
         "table1",
@@ -135,10 +138,7 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
             "fad_eval ↓",
             "fad_eval of reconstructions ↓",
             "fad_own ↓",
-            "precision ↑",
-            "recall ↑",
-            "density ↑",
-            "coverage ↑",
+            *(f"{share} ↑" for share in SHARES),
         ],
     )
     for row in published_rows(rows, data):
@@ -178,8 +178,7 @@ def _add_quality(reader: Reader, system: System, prior: str, main: Table, more: 
     score = value("inception_score", ".3f", "standard")
     main.add([name, protocol, value("mse", ".4f"), value("fad_paper"), value("fad_paper_reconstructions"), fid, score])
     keys = ("fad_eval", "fad_eval_reconstructions", "fad_own")
-    shares = ("precision", "recall", "density", "coverage")
-    more.add([name, *(value(key) for key in keys), *(value(f"prdc_{key}", ".3f") for key in shares)])
+    more.add([name, *(value(key) for key in keys), *(value(f"prdc_{key}", ".3f") for key in SHARES)])
 
 
 def _add_real(reader: Reader, members: list[System], main: Table, more: Table) -> None:
@@ -195,8 +194,7 @@ def _add_real(reader: Reader, members: list[System], main: Table, more: Table) -
         fid = floor("fid", note=result.get("fid_implementation", ""))
         score = floor("inception_score", ".3f", "standard")
         main.add(["real training images", "the floor", None, floor("fad_paper"), None, fid, score])
-        shares = ("precision", "recall", "density", "coverage")
-        cells = [floor("fad_eval"), None, floor("fad_own"), *(floor(f"prdc_{key}", ".3f") for key in shares)]
+        cells = [floor("fad_eval"), None, floor("fad_own"), *(floor(f"prdc_{key}", ".3f") for key in SHARES)]
         more.add(["real training images", *cells])
         return
 
@@ -260,6 +258,10 @@ def _error(reader: Reader, system: System, disturbance: str, against: str) -> Va
 # -------------------------------------------------------------------------------------------------------------- table 3
 
 
+# What the paper's formula is made from, and how it is printed.
+FORMULA = {"additions": ".1e", "multiplications": ".1e", "firing_rate": ".3f", "energy_j": ".4g"}
+
+
 def table3(systems: list[System], results: Results) -> Section:
     from ..energy import AC_PJ, MAC_PJ, SLIPS
 
@@ -292,8 +294,7 @@ def table3(systems: list[System], results: Results) -> Section:
             ["system", "counted", "additions", "multiplications", "firing rate", "energy by the formula, J"],
         )
         for row in published_rows(published.TABLE3, data):
-            keys = (("additions", ".1e"), ("multiplications", ".1e"), ("firing_rate", ".3f"), ("energy_j", ".4g"))
-            formula.add([row.system, _source(row), *(_figure(row, *key) for key in keys)], ours=False)
+            formula.add([row.system, _source(row), *(_figure(row, *key) for key in FORMULA.items())], ours=False)
         for system in members:
             _add_energy(reader, system, measured, formula)
         section.tables += [table for table in (measured, formula) if table.rows]
@@ -323,8 +324,7 @@ def _add_energy(reader: Reader, system: System, measured: Table, formula: Table)
         ):
             cells.append(value(lambda r, part=part, key=key: r[part][key], form))
         measured.add([system.name, f"{title}; {runs_text(system)}, {result['images']:,} images", *cells])
-    keys = (("additions", ".1e"), ("multiplications", ".1e"), ("firing_rate", ".3f"), ("energy_j", ".4g"))
-    cells = [value(lambda r, key=key: r["paper_formula"][key], form) for key, form in keys]
+    cells = [value(lambda r, key=key: r["paper_formula"][key], form) for key, form in FORMULA.items()]
     formula.add([system.name, "ours: per image, encoded and drawn", *cells])
 
 
