@@ -49,9 +49,13 @@ def decoded(net: Model) -> tuple[Tensor, Tensor]:
 
 @both
 def test_a_learnt_readout_starts_at_the_decay(kind: str) -> None:
-    plain, learnt = model(kind), model(kind, readout="learnt").float().double()
-    torch.testing.assert_close(learnt.readout.data, 0.8 ** torch.arange(T - 1.0, -1, -1).double(), rtol=1e-6, atol=0)
-    assert torch.equal(plain.to_image.weight, learnt.to_image.weight)
+    """With a sum of 1."""
+    plain, learnt = model(kind), model(kind, readout="learnt")
+    fixed = 0.8 ** torch.arange(T - 1.0, -1, -1).double()
+    torch.testing.assert_close(learnt.readout_weights().data, fixed / fixed.sum(), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        plain.to_image.weight /= fixed.sum()
+        plain.to_image.bias /= fixed.sum()
     torch.testing.assert_close(decoded(learnt)[0], decoded(plain)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -61,7 +65,7 @@ def test_a_learnt_readout_is_a_weighted_sum(kind: str) -> None:
     net.readout.data.copy_(torch.tensor([0.3, -0.2, 0.9, 0.5]))
     image, y = decoded(net)
     c = net.readout.detach().clone().requires_grad_()
-    expected = torch.tanh(torch.einsum("t,tnchw->nchw", c, y))
+    expected = torch.tanh(torch.einsum("t,tnchw->nchw", c / T, y))
     torch.testing.assert_close(image, expected, **EXACT)
     cotangent = torch.rand_like(image)
     (gradient,) = torch.autograd.grad((image * cotangent).sum(), net.readout)
@@ -69,17 +73,23 @@ def test_a_learnt_readout_is_a_weighted_sum(kind: str) -> None:
     torch.testing.assert_close(gradient, wanted, **EXACT)
 
 
-def test_a_learnt_readout_at_fewer_steps() -> None:
-    """The last weights, of the same sum; at more there are none."""
+@pytest.mark.parametrize(
+    ("steps", "weights"),
+    [
+        (1, [2.0]),
+        (2, [0.5, 1.5]),
+        (3, [0.3 + 0.2 / 3, 2 / 3 * 0.2 + 2 / 3 * 0.9, 0.9 / 3 + 0.6]),
+        (8, [0.15, 0.15, 0.1, 0.1, 0.45, 0.45, 0.3, 0.3]),
+    ],
+)
+def test_a_learnt_readout_at_other_steps(steps: int, weights: list[float]) -> None:
+    """Each weight stands for its part of the time: of half as many, one for two."""
     net = model("esvae", readout="learnt")
     net.readout.data.copy_(torch.tensor([0.3, 0.2, 0.9, 0.6]))
-    net.steps = 2
-    torch.testing.assert_close(net.readout_weights().data, torch.tensor([0.9, 0.6]).double() * 2 / 1.5)
+    net.steps = steps
+    torch.testing.assert_close(net.readout_weights().data, torch.tensor(weights).double() / T, rtol=1e-6, atol=0)
     image, y = decoded(net)
     torch.testing.assert_close(image, torch.tanh(torch.einsum("t,tnchw->nchw", net.readout_weights(), y)), **EXACT)
-    with pytest.raises(InputError, match="steps: got 5, accepted is at most 4, for which readout 'learnt' has weights"):
-        net.steps = 5
-    assert net.steps == 2
 
 
 # TAID

@@ -42,7 +42,9 @@ class SpikingDecoder(Model):
         )
         self.to_image = nn.ConvTranspose2d(widths[0], c.channels, 3, padding=1)
         learnt = c.readout == "learnt"
-        self.readout = nn.Parameter(self._decaying(c.steps).to(torch.get_default_dtype())) if learnt else None
+        start = self._decaying(c.steps).to(torch.get_default_dtype())
+        # Of mean 1, so that a step of the optimizer is as small a part of it at every T.
+        self.readout = nn.Parameter(start / start.mean()) if learnt else None
         self.taid = TAID(c.steps) if c.readout == "taid" else None
         self._readouts: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -51,12 +53,11 @@ class SpikingDecoder(Model):
         return self.config.readout_decay ** torch.arange(steps - 1, -1, -1, dtype=torch.float64)
 
     def readout_weights(self) -> Tensor:
-        """c_t of the image's readout, (T): fp64, or what is learnt. Of fewer steps than the config's T, the last ones;
-        their sum is that of the config's T at every `steps` in use."""
+        """c_t of the image's readout, (T): fp64, or what is learnt. Their sum is the same at every `steps`: the fixed
+        weights of fewer steps are the last ones, scaled; of learnt ones each stands for an equal part of the time."""
         if self.readout is not None:
-            full, weights = self.readout, self.readout[-self.steps :]
-        else:
-            full, weights = self._decaying(self.config.steps), self._decaying(self.steps)
+            return _parts_of_time(self.steps, len(self.readout), self.readout) @ self.readout / len(self.readout)
+        full, weights = self._decaying(self.config.steps), self._decaying(self.steps)
         return weights * (full.sum() / weights.sum())
 
     def _readout_on(self, device: torch.device) -> Tensor:
@@ -146,3 +147,10 @@ def _upsample(inputs: int, outputs: int, how: str, wide: bool) -> nn.Module:
     if wide:
         return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
     return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)
+
+
+def _parts_of_time(rows: int, columns: int, like: Tensor) -> Tensor:
+    """(rows, columns): how much of each of `columns` equal parts of the time lies in each of `rows`."""
+    row = torch.arange(rows, device=like.device, dtype=like.dtype)[:, None] * (columns / rows)
+    column = torch.arange(columns, device=like.device, dtype=like.dtype)
+    return (torch.minimum(row + columns / rows, column + 1) - torch.maximum(row, column)).clamp(min=0)
