@@ -92,6 +92,15 @@ def test_a_learnt_readout_at_other_steps(steps: int, weights: list[float]) -> No
     torch.testing.assert_close(image, torch.tanh(torch.einsum("t,tnchw->nchw", net.readout_weights(), y)), **EXACT)
 
 
+def test_a_learnt_readout_is_not_rounded() -> None:
+    net = model("esvae", readout="learnt").float()
+    net.steps = 3
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = net.readout_weights()
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, net.readout_weights())
+
+
 # TAID
 
 

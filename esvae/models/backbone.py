@@ -56,7 +56,8 @@ class SpikingDecoder(Model):
         """c_t of the image's readout, (T): fp64, or what is learnt. Their sum is the same at every `steps`: the fixed
         weights of fewer steps are the last ones, scaled; of learnt ones each stands for an equal part of the time."""
         if self.readout is not None:
-            return _parts_of_time(self.steps, len(self.readout), self.readout) @ self.readout / len(self.readout)
+            parts = _parts_of_time(self.steps, len(self.readout), self.readout)
+            return (parts * self.readout).mean(1)  # not a matrix product, which autocast would round
         full, weights = self._decaying(self.config.steps), self._decaying(self.steps)
         return weights * (full.sum() / weights.sum())
 
