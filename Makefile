@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find c
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
-	@echo "make demo   install, train on digits for some minutes, write grids, print the metrics"
+	@echo "make demo   install, draw images with the trained model that comes along, write grids"
 	@echo "make test   install, run every test (JOBS=2: in so many processes)"
 	@echo "make peers  install SpikingJelly, snnTorch, Norse and sinabs too: to compare with them, to test the drop-in layers"
 	@echo "make bench  install, compare speeds"

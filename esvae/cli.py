@@ -30,13 +30,15 @@ from .errors import InputError, TellsRankZero
 if TYPE_CHECKING:
     import torch
 
+    from .data import ImageSet
     from .generate import Loaded
+    from .models import Model
 
 OVERVIEW = """usage: esvae COMMAND [OPTIONS]
 
 The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
 
-  demo         train on handwritten digits for some minutes and show what comes out; needs no data
+  demo         draw images from the trained model that comes along, or train a small one on digits; needs no data
   train        train on a data set, or go on with an interrupted training
   generate     draw images from a trained model
   reconstruct  show test images beside their reconstructions
@@ -49,13 +51,15 @@ The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
 
 `esvae COMMAND --help` explains every option.
 
+  esvae generate fashion-mnist --n 64 --out samples.png       the model that comes along
   esvae train --preset best --data fashion-mnist --out runs/fashion
-  esvae generate runs/fashion --n 64 --out samples.png
   esvae evaluate runs/fashion --json
 
 train and evaluate run on several devices as `torchrun --nproc-per-node N -m esvae train ...`.
 """
 
+DEMO_MODEL = "fashion-mnist"
+DEMO_DONE = "samples.png"  # a demo's last file
 Prior = Literal["bottleneck", "mixture"]
 Precision = Literal["fp32", "bf16"]
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
@@ -69,7 +73,7 @@ class Generate:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, or any folder with model.safetensors and config.json."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
     n: int = 64
     """How many images."""
     out: Path = Path("samples.png")
@@ -98,7 +102,7 @@ class Reconstruct:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, or any folder with model.safetensors and config.json."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
     data: str | None = None
     """A data set as for `esvae train`; by default the run's."""
     n: int = 32
@@ -132,7 +136,7 @@ class Evaluate:
     """
 
     run: Annotated[Path | None, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = None
-    """A run's folder, or any folder with model.safetensors and config.json."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
     real: str | None = None
     """Instead of a model: the distances of this data set's real images alone, as a yardstick and a check."""
     own_features: bool = False
@@ -176,7 +180,8 @@ class Robustness:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, or any folder with model.safetensors and config.json; of a kind with latent spikes."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along;
+    of a kind with latent spikes."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     n: int | None = None
@@ -210,7 +215,8 @@ class Classify:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, or any folder with model.safetensors and config.json; of a kind with an encoder."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along;
+    of a kind with an encoder."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     seeds: int = 3
@@ -245,7 +251,7 @@ class Energy:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, or any folder with model.safetensors and config.json."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     n: int | None = None
@@ -283,9 +289,11 @@ class Report:
     """Quality (table1, with attention modules table5), shuffled latents (table2, fig1), energy (table3), classification
     of the rates (table4), latent spikes (fig4), noise (fig5), firing rates (fig6, by epochs fig7), images (grids)."""
     runs: tyro.conf.Positional[tuple[Annotated[Path, tyro.conf.arg(metavar="RUN")], ...]]
-    """Folders of runs of any kind, or folders with model.safetensors and config.json."""
+    """Folders of runs of any kind, folders with model.safetensors and config.json, or `fashion-mnist`, which comes
+    along."""
     out: Path | None = None
-    """The folder that is written into; by default `report` in the first run's folder."""
+    """The folder that is written into; by default `report` in the first run's folder, or here where that comes
+    along."""
     data: str | None = None
     """A data set as for `esvae train`; by default each run's."""
     images: int | None = None
@@ -315,7 +323,7 @@ class Export:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, or any folder with model.safetensors and config.json."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
     part: Literal["encoder", "decoder"] = "encoder"
     """`encoder`: from the image, at every time step, to the latent spikes, whose mean over time is the rate. `decoder`:
     from latent spikes to potentials; the image is tanh of the last ones."""
@@ -368,16 +376,22 @@ class Train:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on the handwritten digits that ship with scikit-learn, for about two minutes on two cores; write samples
-    and reconstructions, and print what was measured. An interrupted demo goes on when it is called again.
+    """Draw images from the trained model that comes along, `fashion-mnist`, and reconstruct test images where
+    Fashion-MNIST is on this machine: seconds. Needs no data.
 
-    Example: esvae demo --out demo
+    With --train instead: train on the handwritten digits that ship with scikit-learn, for about two minutes on two
+    cores; write samples and reconstructions, and print what was measured. Interrupted, it goes on when it is called
+    again.
+
+    Examples: esvae demo; esvae demo --train --out demo
     """
 
     out: Path = Path("demo")
     """The folder; where it holds a finished demo, one with a number behind its name is taken."""
+    train: bool = False
+    """Train on digits."""
     epochs: int | None = None
-    """Passes over the training images; by default as many as fit the two minutes."""
+    """With --train: passes over the training images; by default as many as fit the two minutes."""
     device: str = "cpu"
     """`cpu`, `cuda`, ..."""
 
@@ -680,10 +694,12 @@ def _write_report(arguments: list[str]) -> None:
     _require(options.images is None or options.images >= 1, "images", options.images, "at least 1")
     _require(1 <= options.classifier_epochs <= 10_000, "classifier_epochs", options.classifier_epochs, "1 to 10000")
     _require(bool(options.runs), "RUN", "none", "folders of runs")
+    from . import pretrained
     from .report import FOLDER, Settings, command_line, report
 
     _device(options.device)
-    out = options.out or options.runs[0] / FOLDER
+    first = options.runs[0]
+    out = options.out or (first / FOLDER if pretrained.resolve(first) == first else Path(FOLDER))
     names = [field.name for field in dataclasses.fields(Settings)]
     values = {"out": out} | {name: getattr(options, name) for name in ("data", *names, "device")}
     changed = {name: value for name, value in values.items() if value != getattr(Report, name)}
@@ -874,39 +890,73 @@ def demo_config(epochs: int | None = None) -> Config:
 
 def _demo(arguments: list[str]) -> None:
     options = _options(Demo, arguments)
-    from . import data, figures
-    from .evaluate import evaluate, generated, reconstructions
+    _require(options.train or options.epochs is None, "epochs", options.epochs, "a number with --train alone")
+    device = _device(options.device)
+    if options.train:
+        _demo_of_training(options, device)
+    else:
+        _demo_of_the_trained(_demo_folder(options.out)[0], device)
+
+
+def _demo_of_training(options: Demo, device: torch.device) -> None:
+    from . import data
+    from .evaluate import evaluate
+    from .generate import load_model
     from .train import train
 
-    config, device = demo_config(options.epochs), _device(options.device)
+    config = demo_config(options.epochs)
     folder, resume = _demo_folder(options.out, config)
     _say(f"training on digits for {config.train.epochs} epochs, into {folder}")
-    run = train(config, folder, resume=resume, device=device)
-    from .generate import load_model
-
-    model = load_model(run.folder, device).model
-    originals = data.normalize(data.load("digits", "test").pixels[:32])
-    (again,) = reconstructions(model, [originals.to(device)])
-    grids = {
-        "reconstructions.png": figures.reconstruction_grid(originals, again.cpu(), columns=16),
-        "samples.png": figures.image_grid(generated(model, 64), columns=16),
-    }
-    for name, grid in grids.items():
-        figures.save_image(grid, run.folder / name)
+    train(config, folder, resume=resume, device=device)
+    model = load_model(folder, device).model
+    written = _demo_grids(model, folder, data.load("digits", "test"))
     result = evaluate(model, "digits", prior=model.default_prior, track=_track())
     Console().print(metrics_table(result))
-    for name in (*grids, "learning-curve.png"):
-        print(run.folder / name)
+    print(*written, folder / "learning-curve.png", sep="\n")
 
 
-def _demo_folder(out: Path, config: Config) -> tuple[Path, bool]:
-    """Where a demo goes, and whether it goes on with one that was interrupted; a finished one is left alone."""
+def _demo_of_the_trained(folder: Path, device: torch.device) -> None:
+    from . import data
+    from .generate import load_model
+
+    loaded = load_model(DEMO_MODEL, device)
+    images = None
+    try:
+        images = data.load(loaded.data, "test")
+    except InputError as error:
+        _say(f"no reconstructions: {error}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: got {folder}, a folder that cannot be made: {error.strerror or error}") from error
+    print(*_demo_grids(loaded.model, folder, images), sep="\n")
+
+
+def _demo_grids(model: Model, folder: Path, images: ImageSet | None) -> list[Path]:
+    """Samples, and reconstructions where there are images; the files written."""
+    from . import data, figures
+    from .evaluate import device_of, generated, reconstructions
+
+    grids = {}
+    if images is not None:
+        originals = data.normalize(images.pixels[:32])
+        (again,) = reconstructions(model, [originals.to(device_of(model))])
+        grids["reconstructions.png"] = figures.reconstruction_grid(originals, again.cpu(), columns=16)
+    grids[DEMO_DONE] = figures.image_grid(generated(model, 64), columns=16)
+    for name, grid in grids.items():
+        figures.save_image(grid, folder / name)
+    return [folder / name for name in grids]
+
+
+def _demo_folder(out: Path, config: Config | None = None) -> tuple[Path, bool]:
+    """Where a demo goes, and whether it goes on with a training of `config` that was interrupted; what else is there is
+    left alone."""
     from .generate import run_config
     from .runs import CONFIG, Run
 
     folder, number = out, 1
-    while (folder / CONFIG).exists():
-        if not (folder / "samples.png").exists() and run_config(Run.open(folder)) == config:
+    while (folder / CONFIG).exists() or (folder / DEMO_DONE).exists():
+        if not (folder / DEMO_DONE).exists() and run_config(Run.open(folder)) == config:
             return folder, True
         number += 1
         folder = out.with_name(f"{out.name}-{number}")

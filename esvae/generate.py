@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import data, figures
+from . import data, figures, pretrained
 from .checkpoint import read_json, whole_folder
 from .config import Config, ModelConfig, build
 from .errors import InputError
@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
 
 
 def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Loaded:
-    """The model of a run, or of any folder with `model.safetensors` and `config.json`.
+    """The model of a run, of any folder with `model.safetensors` and `config.json`, or of a name in `pretrained`.
 
     Of a run that has ended: the exported `model`, with its fitted prior. Of one that has not: the newest checkpoint,
     the average of its weights where one is kept, at the T in use there.
@@ -40,9 +40,10 @@ def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Loaded
     Raises:
         InputError: the folder holds no model, or a file of it is damaged, foreign or a pickle.
     """
-    folder = Path(folder)
+    folder = pretrained.resolve(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; a run's folder, or one with {WEIGHTS} and {CONFIG}, is expected")
+        known = f"or the name of a model that comes with esvae ({', '.join(pretrained.names())})"
+        raise InputError(f"{folder}: no such folder; a run's, one with {WEIGHTS} and {CONFIG}, {known} is expected")
     if os.path.lexists(folder / WEIGHTS):
         return Loaded(_exported(folder, device), None, str(folder / WEIGHTS), [])
     if not os.path.lexists(folder / CONFIG):

@@ -20,7 +20,7 @@ from metric_helpers import Small
 from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
 
-from esvae import ESVAE, cli, data, evaluate, train
+from esvae import ESVAE, cli, data, evaluate, figures, train
 from esvae.checkpoint import load_safetensors
 from esvae.cli import main
 from esvae.config import Config
@@ -572,11 +572,11 @@ def test_missing_feature_network_says_how_to_get_it(
 # --------------------------------------------------------------------------------------------------------------- demo
 
 
-def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pixels = {split: data.load("digits", split).pixels[:48] for split in ("train", "test")}
     monkeypatch.setattr(data, "load", lambda name, split, **options: data.ImageSet(name, pixels[split], flip=False))
     out = tmp_path / "demo"
-    done("demo", "--out", out, "--epochs", 1)
+    done("demo", "--train", "--out", out, "--epochs", 1)
     text = capsys.readouterr().out
     assert "mean squared error of 48 test images" in text
     for name in ("reconstructions.png", "samples.png", "learning-curve.png"):
@@ -592,6 +592,30 @@ def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
     assert cli._demo_folder(tmp_path / "demo", cli.demo_config(1)) == (tmp_path / "demo-2", False)
     (tmp_path / "demo" / "samples.png").touch()
     assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo-2", False)
+    assert cli._demo_folder(tmp_path / "demo") == (tmp_path / "demo-2", False)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model that comes along draws images, and reconstructs where there are any."""
+    pixels = torch.randint(256, (40, 1, 32, 32), dtype=torch.uint8)
+
+    def load(name: str, split: str) -> data.ImageSet:
+        if not there:
+            raise InputError("not on this machine")
+        return data.ImageSet(name, pixels, flip=False)
+
+    monkeypatch.setattr(data, "load", load)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "samples.png").write_text("of one's own")
+    done("demo", "--out", tmp_path / "demo")
+    captured, made = capsys.readouterr(), tmp_path / "demo-2"
+    names = ["samples.png"] if not there else ["reconstructions.png", "samples.png"]
+    assert captured.out.split() == [str(made / name) for name in names]
+    assert sorted(path.name for path in made.iterdir()) == names
+    assert ("no reconstructions: not on this machine" in captured.err) == (not there)
+    expected = figures.image_grid(ESVAE.from_pretrained("fashion-mnist").generate(64, seed=2024), columns=16)
+    assert np.array_equal(np.array(Image.open(made / "samples.png")), np.array(expected))
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -629,7 +653,8 @@ def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
         (["train", "--out", "x", "--data", "folder:nowhere"], "folder: nowhere is not a folder"),
         (["train", "--out", "file/x", "--data", "digits"], "file/x: cannot make the run's folder: Not a directory"),
-        (["demo", "--epochs", "0"], "epochs: got 0, accepted is at least 1"),
+        (["demo", "--train", "--epochs", "0"], "epochs: got 0, accepted is at least 1"),
+        (["demo", "--epochs", "3"], "epochs: got 3, accepted is a number with --train alone"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

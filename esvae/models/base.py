@@ -12,6 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
+from .. import pretrained
 from ..checkpoint import load_safetensors
 from ..config import ModelConfig, TrainConfig, build
 from ..errors import InputError
@@ -78,6 +79,18 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """All parameters in groups with a learning rate `lr` each."""
         return [{"params": list(self.parameters()), "lr": config.lr}]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments) -> Model:
+        """The model of a name in `pretrained` ("fashion-mnist"), of a folder with model.safetensors and config.json, or
+        of a repository of the hub; in evaluation mode, on the device `map_location` ("cpu").
+
+        Raises:
+            InputError: there is no such model, or a file of it is damaged, foreign or a pickle.
+        """
+        asked = pretrained_model_name_or_path
+        found = pretrained.resolve(asked)
+        return super().from_pretrained(asked if found == Path(asked) else found / "model", **arguments)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **arguments) -> Model:

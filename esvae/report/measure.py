@@ -1,5 +1,6 @@
-"""What is measured on a run for the report, and where it is kept: RUN/report/<analysis>.json, with the weights and the
-settings that it was measured by. What was measured by others is measured again."""
+"""What is measured on a run for the report, and where it is kept: RUN/report/<analysis>.json, of models that come along
+in ESVAE_CACHE_DIR, with the weights and the settings that it was measured by. What was measured by others is measured
+again."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import pretrained
 from ..checkpoint import read_json
 from ..classify import EPOCHS
 from ..config import Config, ModelConfig, TrainConfig
 from ..data import ImageSet
+from ..data.places import cache_dir
 from ..errors import InputError
 from ..evaluate import SEED, Track, load_for, untracked
 from ..generate import choose_prior, load_model, run_config
@@ -68,7 +71,7 @@ class Subject:
         name = data or loaded.data
         if name is None:
             raise InputError(f"{folder}: does not say what the model was trained on; accepted is --data NAME")
-        config = run_config(Run.open(folder)) if loaded.data is not None else None
+        config = run_config(Run.open(pretrained.resolve(folder))) if loaded.data is not None else None
         weights = digest(tensor for _, tensor in sorted(loaded.model.state_dict().items()))
         return cls(folder, loaded.model, config, name, weights, loaded.notes)
 
@@ -92,7 +95,14 @@ class Subject:
 
     def records(self) -> list[dict[str, Any]]:
         """Of its training."""
-        return [] if self.config is None else Run.open(self.folder).metrics()
+        return [] if self.config is None else Run.open(pretrained.resolve(self.folder)).metrics()
+
+    @property
+    def kept(self) -> Path:
+        """Where what is measured on it is kept: in its folder; of a model that comes along, in the user's cache."""
+        return (
+            self.folder / FOLDER if pretrained.resolve(self.folder) == self.folder else cache_dir(FOLDER) / self.folder
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- analyses
@@ -288,12 +298,12 @@ class Results:
             **({"prior": prior} if made.draws else {}),
             **made.settings(context),
         }
-        path = subject.folder / FOLDER / f"{name}.json"
+        path = subject.kept / f"{name}.json"
         if (kept := _kept(path, identity)) is not None:
             return kept
         result = made.run(context)
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             content = {"identity": identity, "sha256": _checksum(result), "result": result}
             atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
         except (OSError, InputError) as error:  # a folder that is not ours to write in

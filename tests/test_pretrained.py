@@ -1,0 +1,131 @@
+"""The model that comes along: what its card says is what was measured, by its name every command takes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from esvae import ESVAE, data, pretrained
+from esvae.cli import main
+from esvae.config import preset
+from esvae.errors import InputError
+from esvae.evaluate import mean_squared_error
+from esvae.generate import load_model, run_config
+from esvae.metrics.cache import digest
+from esvae.runs import Run
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+import ship
+
+NAME = "fashion-mnist"
+FOLDER = pretrained.FOLDER / NAME
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    return json.loads((FOLDER / ship.EVALUATION).read_text())
+
+
+@pytest.fixture(scope="module")
+def model() -> ESVAE:
+    return ESVAE.from_pretrained(NAME)
+
+
+def test_it_is_the_preset(model: ESVAE, found: dict) -> None:
+    assert pretrained.names() == [NAME]
+    config = run_config(Run.open(FOLDER))
+    assert config == preset("best", NAME)
+    assert model.config == config.model
+    assert not model.training
+    assert model.mixture.fitted
+    assert sum(p.numel() for p in model.parameters()) == found["parameters"] <= 1_070_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 8e6
+
+
+def test_the_card_is_what_was_measured_on_these_weights(model: ESVAE, found: dict) -> None:
+    assert digest(tensor for _, tensor in sorted(model.state_dict().items())) == found["weights"]
+    assert (FOLDER / "model" / "README.md").read_text() == ship.card(found, Run.open(FOLDER))
+
+
+def test_it_is_about_as_good_as_the_published_one(found: dict) -> None:
+    measured = found["evaluate"]["mixture"]
+    assert (measured["images"], measured["generated"], measured["steps"]) == (10_000, 5120, 16)
+    assert measured["mse"] <= 0.02  # published, of the best epoch on these images: 0.019
+    assert measured["fad_paper"] <= 11.13
+
+
+def test_the_figures_are_those_of_the_weights(model: ESVAE, found: dict) -> None:
+    try:
+        images = data.load(NAME, "test")
+    except InputError as error:
+        pytest.skip(f"no Fashion-MNIST here: {error}")
+    with torch.no_grad():
+        error = mean_squared_error(model, images.part(0, 512))
+    assert error == pytest.approx(found["evaluate"]["mixture"]["mse"], rel=0.1)
+
+
+def test_by_its_name(tmp_path: Path, model: ESVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", NAME, "--n", "4", "--out", "four.npz"]) == 0
+    with torch.no_grad():
+        expected = data.to_uint8(model.generate(4, seed=0)).numpy()
+    assert np.array_equal(np.load("four.npz")["images"], expected)
+    loaded = load_model(NAME)
+    assert (loaded.data, loaded.notes) == (NAME, [])
+
+
+def test_a_folder_of_that_name_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ESVAE(latent=4, steps=2).save_pretrained(NAME)
+    assert ESVAE.from_pretrained(NAME).config.latent == 4
+    assert load_model(NAME).model.config.latent == 4
+    assert main(["generate", "fashion", "--out", "x.png"]) == 2
+    assert "or the name of a model that comes with esvae (fashion-mnist) is expected" in capsys.readouterr().err
+
+
+def test_the_report_of_it_is_written_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is measured is kept in the cache: the package's folder is not ours to write in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ESVAE_CACHE_DIR", str(tmp_path / "cache"))
+    images = tmp_path / "images"
+    for split in ("train", "test"):
+        (images / split).mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(np.full((32, 32), 40 * k, np.uint8)).save(images / split / f"{k}.png")
+    before = sorted(FOLDER.rglob("*"))
+    assert main(["report", "table3", NAME, "--data", f"folder:{images}", "--images", "2"]) == 0
+    assert capsys.readouterr().out.split() == [f"report/{name}" for name in ("table3.md", "table3.json", "report.html")]
+    assert (tmp_path / "cache" / "report" / NAME / "energy.json").is_file()
+    assert sorted(FOLDER.rglob("*")) == before
+
+
+def test_a_run_is_copied_without_what_it_can_do_without(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", preset("best", NAME).to_dict())
+    for step in range(100, 1500, 100):
+        run.log({"step": step, **({"test_mse": 0.1} if step == 1400 else {})})
+    model = run.folder / "model"
+    model.mkdir()
+    for name in ("model.safetensors", "config.json", "README.md"):
+        (model / name).touch()
+    copy = ship.copy(run.folder, tmp_path / "copy")
+    assert [record["step"] for record in copy.metrics()] == [500, 1000, 1400]
+    assert sorted(p.name for p in (tmp_path / "copy").rglob("*") if p.is_file()) == [
+        *("config.json", "config.json", "metrics.jsonl", "model.safetensors")
+    ]
+
+
+def test_another_run_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run.create(tmp_path / "run", preset("paper", NAME).to_dict())
+    monkeypatch.setattr(sys, "argv", ["ship.py", str(tmp_path / "run"), "--machine", "this one"])
+    with pytest.raises(SystemExit, match="not the preset 'best'"):
+        ship.main()
