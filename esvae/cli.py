@@ -699,7 +699,7 @@ def _write_report(arguments: list[str]) -> None:
 
     _device(options.device)
     first = options.runs[0]
-    out = options.out or (first / FOLDER if pretrained.resolve(first) == first else Path(FOLDER))
+    out = options.out or (Path(FOLDER) if pretrained.find(first) else first / FOLDER)
     names = [field.name for field in dataclasses.fields(Settings)]
     values = {"out": out} | {name: getattr(options, name) for name in ("data", *names, "device")}
     changed = {name: value for name, value in values.items() if value != getattr(Report, name)}
@@ -918,6 +918,7 @@ def _demo_of_training(options: Demo, device: torch.device) -> None:
 def _demo_of_the_trained(folder: Path, device: torch.device) -> None:
     from . import data
     from .generate import load_model
+    from .runs import make_folder
 
     loaded = load_model(DEMO_MODEL, device)
     images = None
@@ -925,10 +926,7 @@ def _demo_of_the_trained(folder: Path, device: torch.device) -> None:
         images = data.load(loaded.data, "test")
     except InputError as error:
         _say(f"no reconstructions: {error}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out: got {folder}, a folder that cannot be made: {error.strerror or error}") from error
+    make_folder(folder)
     print(*_demo_grids(loaded.model, folder, images), sep="\n")
 
 

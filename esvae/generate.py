@@ -40,7 +40,7 @@ def load_model(folder: Path | str, device: str | torch.device = "cpu") -> Loaded
     Raises:
         InputError: the folder holds no model, or a file of it is damaged, foreign or a pickle.
     """
-    folder = pretrained.resolve(folder)
+    folder = pretrained.find(folder) or Path(folder)
     if not folder.is_dir():
         known = f"or the name of a model that comes with esvae ({', '.join(pretrained.names())})"
         raise InputError(f"{folder}: no such folder; a run's, one with {WEIGHTS} and {CONFIG}, {known} is expected")

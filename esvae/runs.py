@@ -50,6 +50,14 @@ def atomic_write(path: Path | str, content: bytes | str) -> None:
             partial.unlink()
 
 
+def make_folder(out: Path) -> None:
+    """The folder that `--out` names, where it is not there yet, or an InputError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: got {out}, a folder that cannot be made: {error.strerror or error}") from error
+
+
 class Run:
     """A run's folder; made by `Run.create` or `Run.open`.
 

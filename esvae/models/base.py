@@ -88,9 +88,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         Raises:
             InputError: there is no such model, or a file of it is damaged, foreign or a pickle.
         """
-        asked = pretrained_model_name_or_path
-        found = pretrained.resolve(asked)
-        return super().from_pretrained(asked if found == Path(asked) else found / "model", **arguments)
+        found = pretrained.find(pretrained_model_name_or_path)
+        return super().from_pretrained(found / "model" if found else pretrained_model_name_or_path, **arguments)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **arguments) -> Model:

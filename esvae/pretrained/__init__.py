@@ -13,6 +13,6 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 
 
-def resolve(run: Path | str) -> Path:
-    """The folder that `run` means: the model of that name, unless there is a folder of that name where one is."""
-    return FOLDER / run if str(run) in names() and not os.path.lexists(run) else Path(run)
+def find(name: Path | str) -> Path | None:
+    """The folder of the model of that name; None where there is none, or something of that name where one is."""
+    return FOLDER / name if str(name) in names() and not os.path.lexists(name) else None

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluate import Track, untracked
-from ..runs import atomic_write
+from ..runs import atomic_write, make_folder
 from . import drawings, tables
 from .measure import ANALYSES, FOLDER, Results, Settings, Subject, System, systems
 from .page import page
@@ -81,10 +81,7 @@ def report(
         InputError: none of the runs can be loaded, or `out` cannot be written to.
     """
     subjects, missing = _open(runs, data, device, say)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out: got {out}, a folder that cannot be made: {error.strerror or error}") from error
+    make_folder(out)
     members = systems(subjects)
     results = Results(settings, say, track)
     written, sections, pictures = [], [], {}

@@ -51,7 +51,7 @@ class Subject:
     """A trained model in a folder.
 
     Attributes:
-        config: of the run; None of a folder with nothing but a model.
+        run, config: None of a folder with nothing but a model.
         data: the data set that it is measured on.
         weights: SHA-256 of all its tensors.
         notes: what the reader should know: that it has not ended.
@@ -63,6 +63,7 @@ class Subject:
     data: str
     weights: str
     notes: list[str]
+    run: Run | None = None
 
     @classmethod
     def open(cls, folder: Path, data: str | None, device: str) -> Subject:
@@ -71,9 +72,9 @@ class Subject:
         name = data or loaded.data
         if name is None:
             raise InputError(f"{folder}: does not say what the model was trained on; accepted is --data NAME")
-        config = run_config(Run.open(pretrained.resolve(folder))) if loaded.data is not None else None
+        run = Run.open(pretrained.find(folder) or folder) if loaded.data is not None else None
         weights = digest(tensor for _, tensor in sorted(loaded.model.state_dict().items()))
-        return cls(folder, loaded.model, config, name, weights, loaded.notes)
+        return cls(folder, loaded.model, run and run_config(run), name, weights, loaded.notes, run)
 
     @property
     def priors(self) -> list[str]:
@@ -95,14 +96,12 @@ class Subject:
 
     def records(self) -> list[dict[str, Any]]:
         """Of its training."""
-        return [] if self.config is None else Run.open(pretrained.resolve(self.folder)).metrics()
+        return [] if self.run is None else self.run.metrics()
 
     @property
     def kept(self) -> Path:
         """Where what is measured on it is kept: in its folder; of a model that comes along, in the user's cache."""
-        return (
-            self.folder / FOLDER if pretrained.resolve(self.folder) == self.folder else cache_dir(FOLDER) / self.folder
-        )
+        return cache_dir(FOLDER) / self.folder if pretrained.find(self.folder) else self.folder / FOLDER
 
 
 # ----------------------------------------------------------------------------------------------------------- analyses
