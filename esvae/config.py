@@ -116,14 +116,16 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 256
     """Images per step; the last incomplete batch is left out."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the weights of hidden layers and AdamW for the rest (esvae/muon.py)."""
     lr: float = 6e-4
-    """Learning rate of AdamW."""
+    """Learning rate."""
     bottleneck_lr: float = 6e-3
     """Learning rate of the esvae's bottleneck."""
     critic_lr: float = 4e-4
     """Learning rate of the gan's critic."""
     weight_decay: float = 1e-3
-    """Weight decay of AdamW."""
+    """Decoupled weight decay."""
     beta1: float = 0.9
     beta2: float = 0.999
     schedule: Literal["constant", "one-cycle"] = "constant"

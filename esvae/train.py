@@ -31,6 +31,7 @@ from .generate import choose_prior, load_weights
 from .graph import Replay
 from .layers import keep_rates, share_statistics
 from .models import MODELS, Model
+from .muon import Muon
 from .prior import MixturePrior
 from .rates import rate_histograms
 from .runs import CONFIG, Run
@@ -470,12 +471,24 @@ def make_optimizer(
     """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device.
     `groups`: what it optimizes; default: the model's `parameter_groups`."""
     groups = [group | {"base_lr": group["lr"]} for group in groups or model.parameter_groups(config)]
+    if config.optimizer == "muon":
+        groups = [part for group in groups for part in _with_muon(group, model.config.channels)]
     device = device_of(model)
     for group in groups if in_graph else ():
         group["lr"] = torch.tensor(group["lr"], device=device)
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     capturable = in_graph and device.type == "cuda"
-    return torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=True, capturable=capturable)
+    optimizer = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    return optimizer(groups, betas=betas, weight_decay=decay, fused=True, capturable=capturable)
+
+
+def _with_muon(group: dict[str, Any], channels: int) -> list[dict[str, Any]]:
+    """The group's matrices apart from the rest, which is AdamW's: vectors, and weights next to the image or a score."""
+    hidden = [p for p in group["params"] if p.dim() >= 2 and min(p.shape[:2]) > channels]
+    own = {id(p) for p in hidden}
+    rest = [p for p in group["params"] if id(p) not in own]
+    parts = [group | {"params": hidden, "orthogonal": True}, group | {"params": rest}]
+    return [part for part in parts if part["params"]]
 
 
 def learning_rate_factor(config: TrainConfig, progress: float) -> float:

@@ -98,13 +98,13 @@ def test_elsewhere_the_function_is_called_as_it_is() -> None:
     assert replay.graph is None
 
 
-def trainer(tmp_path: Path, in_graph: bool) -> train.Trainer:
+def trainer(tmp_path: Path, in_graph: bool, optimizer: str) -> train.Trainer:
     """`in_graph`: as on a GPU, with the learning rates in tensors."""
     config = Config(
         "digits",
         "paper",
         ModelConfig(size=32, latent=8, steps=2),
-        TrainConfig(epochs=2, batch_size=8, ema=0.9, clip=1.0, schedule="one-cycle", warmup=0.2),
+        TrainConfig(epochs=2, batch_size=8, ema=0.9, clip=1.0, schedule="one-cycle", warmup=0.2, optimizer=optimizer),
     )
     pixels = torch.randint(256, (32, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sets = {split: ImageSet("digits", pixels, flip=False) for split in ("train", "test")}
@@ -114,9 +114,10 @@ def trainer(tmp_path: Path, in_graph: bool) -> train.Trainer:
     return made
 
 
-def test_a_training_step_is_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_step_is_replayed(tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, their average, statistics and metrics after six steps, of which a recording did the last three."""
-    eager, recorded = trainer(tmp_path, False), trainer(tmp_path, True)
+    eager, recorded = trainer(tmp_path, False, optimizer), trainer(tmp_path, True, optimizer)
     recorded.graphs = True
 
     class Recorded(Replay):

@@ -31,7 +31,14 @@ from esvae.runs import Run
 
 MODEL = ModelConfig(latent=4, steps=2, sampler_surrogate="straight-through", prior="mixture", mixture_components=2)
 TRAIN = TrainConfig(
-    epochs=2, batch_size=8, schedule="one-cycle", clip=1.0, ema=0.9, time_steps="1@1,1@2", precision="fp32"
+    epochs=2,
+    batch_size=8,
+    optimizer="muon",
+    schedule="one-cycle",
+    clip=1.0,
+    ema=0.9,
+    time_steps="1@1,1@2",
+    precision="fp32",
 )
 CONFIG = Config("digits", "best", MODEL, TRAIN)
 STEPS_PER_EPOCH = 5  # and a record after every 2nd step
@@ -394,7 +401,7 @@ def test_average_of_parameters_and_running_statistics() -> None:
 
 def test_bottleneck_has_its_own_learning_rate() -> None:
     model = ESVAE(**CONFIG.to_dict()["model"])
-    rest, own = train.make_optimizer(model, TRAIN).param_groups
+    rest, own = train.make_optimizer(model, dataclasses.replace(TRAIN, optimizer="adamw")).param_groups
     assert [id(p) for p in own["params"]] == [id(p) for p in model.bottleneck.parameters()]
     assert len(rest["params"]) + 2 == len(list(model.parameters()))
     assert (rest["lr"], own["lr"], rest["weight_decay"]) == (6e-4, 6e-3, 1e-3)
