@@ -47,17 +47,20 @@ COLUMNS = {  # key in measured.json -> heading
 
 LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training, by their names in esvae/config.py
     BASE: {},
+    "AdamW": {"optimizer": "adamw", "lr": 4e-3, "bottleneck_lr": 2e-2},
     "rectangular sampler (the paper's)": {"sampler_surrogate": "rectangular"},
+    "hard reset (the paper's)": {"reset": "hard"},
+    "hard reset, decay 0.25 (the paper's)": {"reset": "hard", "decay": 0.25},
+    "decay 0.5": {"decay": 0.5},
+    "decay 1": {"decay": 1.0},
+    "learnt decays": {"learn_decay": True},
+    "no gradient through the reset": {"detach_reset": True},
     "LIF window of the published code": {"lif_shape": 1.0, "lif_center": -0.2},
-    "LIF window of the paper": {"lif_shape": 0.5},
-    "LIF window of 0.25": {"lif_shape": 0.25},
-    "LIF surrogate: triangle": {"lif_surrogate": "triangular", "lif_shape": 0.5},
+    "LIF window of 0.35": {"lif_shape": 0.35},
+    "LIF window of 0.8": {"lif_shape": 0.8},
+    "LIF surrogate: triangle": {"lif_surrogate": "triangular", "lif_shape": 0.7},
     "LIF surrogate: arctangent": {"lif_surrogate": "atan", "lif_shape": 4.0},
     "LIF surrogate: sigmoid": {"lif_surrogate": "sigmoid", "lif_shape": 8.0},
-    "no gradient through the reset": {"detach_reset": True},
-    "soft reset": {"reset": "soft"},
-    "decay 0.5": {"decay": 0.5},
-    "learnt decays": {"learn_decay": True},
     "fixed readout (the paper's)": {"readout": "decay", "readout_decay": 0.8},
     "fixed readout, a plain sum": {"readout": "decay"},
     "learnt readout from 0.8": {"readout_decay": 0.8},
@@ -74,16 +77,16 @@ LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training
     "lambda x 100": {"mmd_weight": 1e-1},
     "mixture of 10": {"mixture_components": 10},
     "mixture of 50": {"mixture_components": 50},
-    "constant learning rate": {"schedule": "constant", "lr": 2e-3, "bottleneck_lr": 1e-2},
+    "constant learning rate": {"schedule": "constant", "lr": 5e-3, "bottleneck_lr": 1.5e-2},
     "no average of the weights": {"ema": 0.0},
-    "learning rate x 1/2": {"lr": 2e-3, "bottleneck_lr": 1e-2},
-    "learning rate x 2": {"lr": 8e-3, "bottleneck_lr": 4e-2},
-    "batch of 16": {"batch_size": 16},
-    "batch of 64": {"batch_size": 64},
+    "learning rate x 1/2": {"lr": 5e-3, "bottleneck_lr": 1.5e-2},
+    "learning rate x 2": {"lr": 2e-2, "bottleneck_lr": 6e-2},
+    "batch of 32": {"batch_size": 32, "lr": 6e-3, "bottleneck_lr": 2e-2},
     "batch of 128": {"batch_size": 128},
     "T = 2 first (10 epochs for 5)": {"epochs": 15, "time_steps": "10@2,5@4"},
     "T = 8 last (2 epochs for 4)": {"steps": 8, "epochs": 8, "time_steps": "6@4,2@8"},
-    "penalty on firing rates": {"rate_weight": 0.02},
+    "no penalty on firing rates": {"rate_weight": 0.0},
+    "penalty on firing rates x 4": {"rate_weight": 0.02},
 }
 
 
@@ -91,7 +94,7 @@ def config_of(lead: str, seed: int) -> Config:
     """The preset `best` on the small budget, with one lead's options."""
     best = preset("best", DATA)
     changes = LEADS[lead]
-    budget = {"epochs": EPOCHS, "time_steps": "", "ema": 0.995, "seed": seed}
+    budget = {"epochs": EPOCHS, "time_steps": "", "ema": 0.99, "seed": seed}
     model = dataclasses.asdict(best.model) | {"steps": STEPS}
     train = dataclasses.asdict(best.train) | budget
     for name, value in changes.items():

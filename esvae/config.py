@@ -306,7 +306,9 @@ def _best(data: str) -> Config:
         channels=CHANNELS.get(data, 1),
         size=SIZES.get(data, 32),
         latent=118,
-        lif_shape=0.35,
+        steps=8,
+        decay=0.9,
+        reset="soft",
         sampler_surrogate="straight-through",
         readout_decay=1.0,
         readout="learnt",
@@ -315,14 +317,16 @@ def _best(data: str) -> Config:
         mixture_components=20,
     )
     train = TrainConfig(
-        epochs=12,
-        batch_size=32,
-        lr=4e-3,
-        bottleneck_lr=2e-2,
+        epochs=9,
+        batch_size=64,
+        optimizer="muon",
+        lr=1e-2,
+        bottleneck_lr=3e-2,
+        rate_weight=0.005,
         schedule="one-cycle",
         clip=1.0,
-        ema=0.999,
-        time_steps="3@2,5@4,3@8,1@16",
+        ema=0.998,
+        time_steps="3@2,3@4,3@8",
     )
     return Config(data, "best", model, train)
 
