@@ -279,7 +279,7 @@ def test_presets_fit_their_data_sets(name: str) -> None:
         assert (config.data, config.preset) == (data_set, name)
         assert config.model.channels == (3 if data_set in ("cifar10", "celeba") else 1)
         assert config.model.size == (64 if data_set == "celeba" else 32)
-        assert config.train.stages(16)[-1][1] == 16
+        assert config.train.stages(config.model.steps)[-1][1] == config.model.steps
 
 
 def test_unknown_preset() -> None:
