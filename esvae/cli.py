@@ -391,7 +391,7 @@ class Demo:
     train: bool = False
     """Train on digits."""
     epochs: int | None = None
-    """With --train: passes over the training images; by default 20, which fit the four minutes."""
+    """With --train: passes over the training images; by default 15, which fit the four minutes."""
     device: str = "cpu"
     """`cpu`, `cuda`, ..."""
 
@@ -882,7 +882,7 @@ def demo_config(epochs: int | None = None) -> Config:
     """`best`, smaller: what two cores train in about four minutes (measured on two of an AMD EPYC, Zen 3)."""
     config = preset("best", "digits")
     model = dataclasses.replace(config.model, latent=64, steps=8, mixture_components=20)
-    epochs = 20 if epochs is None else epochs
+    epochs = 15 if epochs is None else epochs
     time_steps = f"{epochs - 2}@4,2@8" if epochs > 2 else ""
     train = dataclasses.replace(config.train, epochs=epochs, batch_size=32, time_steps=time_steps, ema=0.99)
     return dataclasses.replace(config, model=model, train=train)
