@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -73,10 +72,11 @@ def classify(
         raise InputError(f"labels of {train.name}: need two or more classes, each of them in the training images")
     rates, test_rates = (_rates(model, part, precision, track) for part in (train, test))
     labels, test_labels = (part.labels.to(rates.device) for part in (train, test))
-    layers = _train(rates, labels, classes, range(seed, seed + seeds), epochs, track)
-    with torch.no_grad():
-        scores = _scores(layers, test_rates.expand(seeds, -1, -1))
-    accuracies = [_percent(each.argmax(1), test_labels) for each in scores]
+    accuracies = []
+    for k in range(seeds):
+        classifier = _train(rates, labels, classes, seed + k, epochs, track)
+        with torch.no_grad():
+            accuracies.append(_percent(classifier(test_rates).argmax(1), test_labels))
     return {
         "data": train.name,
         "train_images": len(train),
@@ -117,42 +117,21 @@ def _rates(model: Model, images: data.ImageSet, precision: str, track: Track) ->
     return rates
 
 
-def _train(
-    rates: Tensor, labels: Tensor, classes: int, seeds: Sequence[int], epochs: int, track: Track
-) -> list[tuple[Tensor, Tensor]]:
-    """The paper's classifier, trained on rates (N, d) and their labels (N) once per seed, S of them side by side: for
-    one alone most of the time would go into calls. Weights (S, inputs, outputs) and biases (S, 1, outputs), by layer.
-    """
-    sizes = (rates.shape[1], *HIDDEN, classes)
+def _train(rates: Tensor, labels: Tensor, classes: int, seed: int, epochs: int, track: Track) -> nn.Module:
+    """The paper's classifier, trained on rates (N, d) and their labels (N)."""
     with torch.random.fork_rng(devices=[]):
-        drawn = []
-        for seed in seeds:
-            torch.manual_seed(seed)
-            drawn.append([nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes)])
-    layers = [
-        (
-            torch.stack([linear.weight.detach().t() for linear in same]).to(rates.device).requires_grad_(),
-            torch.stack([linear.bias.detach()[None] for linear in same]).to(rates.device).requires_grad_(),
-        )
-        for same in zip(*drawn, strict=True)
-    ]
-    optimizer = torch.optim.SGD([tensor for layer in layers for tensor in layer], lr=LR)
-    for epoch in track(range(epochs), description=f"training {len(seeds)} classifiers", total=epochs):
-        order = torch.stack([data.epoch_order(len(rates), seed, epoch) for seed in seeds]).to(rates.device)
-        for rows in order.split(BATCH_SIZE, dim=1):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((rates.shape[1], *HIDDEN, classes)):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    classifier = nn.Sequential(*layers[:-1]).to(rates.device)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=LR)
+    for epoch in track(range(epochs), description="classifying", total=epochs):
+        for rows in data.epoch_order(len(rates), seed, epoch).to(rates.device).split(BATCH_SIZE):
             optimizer.zero_grad()
-            scores = _scores(layers, rates[rows])
-            loss = F.cross_entropy(scores.flatten(0, 1), labels[rows].flatten())
-            (len(seeds) * loss).backward()  # to each its own mean
+            F.cross_entropy(classifier(rates[rows]), labels[rows]).backward()
             optimizer.step()
-    return layers
-
-
-def _scores(layers: list[tuple[Tensor, Tensor]], rates: Tensor) -> Tensor:
-    """rates (S, N, d), one part for each of S classifiers -> their scores (S, N, classes)."""
-    for k, (weight, bias) in enumerate(layers):
-        rates = torch.baddbmm(bias, rates.relu() if k else rates, weight)
-    return rates
+    return classifier
 
 
 def _linear_probe(rates: Tensor, labels: Tensor, test_rates: Tensor, test_labels: Tensor) -> dict[str, Any]:
