@@ -881,7 +881,7 @@ def _train_defaults(arguments: list[str]) -> Train:
 def demo_config(epochs: int | None = None) -> Config:
     """`best`, smaller: what two cores train in about four minutes (measured on two of an AMD EPYC, Zen 3)."""
     config = preset("best", "digits")
-    model = dataclasses.replace(config.model, latent=64, steps=8, mixture_components=20)
+    model = dataclasses.replace(config.model, latent=64)
     epochs = 15 if epochs is None else epochs
     time_steps = f"{epochs - 2}@4,2@8" if epochs > 2 else ""
     train = dataclasses.replace(config.train, epochs=epochs, batch_size=32, time_steps=time_steps, ema=0.99)

@@ -471,24 +471,24 @@ def make_optimizer(
     """`in_graph`: its steps can be captured, and its learning rates are tensors on the model's device.
     `groups`: what it optimizes; default: the model's `parameter_groups`."""
     groups = [group | {"base_lr": group["lr"]} for group in groups or model.parameter_groups(config)]
+    optimizer = torch.optim.AdamW
     if config.optimizer == "muon":
+        optimizer = Muon
         groups = [part for group in groups for part in _with_muon(group, model.config.channels)]
     device = device_of(model)
     for group in groups if in_graph else ():
         group["lr"] = torch.tensor(group["lr"], device=device)
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     capturable = in_graph and device.type == "cuda"
-    optimizer = Muon if config.optimizer == "muon" else torch.optim.AdamW
     return optimizer(groups, betas=betas, weight_decay=decay, fused=True, capturable=capturable)
 
 
 def _with_muon(group: dict[str, Any], channels: int) -> list[dict[str, Any]]:
     """The group's matrices apart from the rest, which is AdamW's: vectors, and weights next to the image or a score."""
-    hidden = [p for p in group["params"] if p.dim() >= 2 and min(p.shape[:2]) > channels]
-    own = {id(p) for p in hidden}
-    rest = [p for p in group["params"] if id(p) not in own]
-    parts = [group | {"params": hidden, "orthogonal": True}, group | {"params": rest}]
-    return [part for part in parts if part["params"]]
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in group["params"]:
+        parts[parameter.dim() >= 2 and min(parameter.shape[:2]) > channels].append(parameter)
+    return [group | {"params": part, "orthogonal": hidden} for hidden, part in parts.items() if part]
 
 
 def learning_rate_factor(config: TrainConfig, progress: float) -> float:
