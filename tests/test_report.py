@@ -141,7 +141,8 @@ class TestAllOfEveryKind:
         assert found["mean"] == pytest.approx(statistics.mean(errors))
         assert found["sd"] == pytest.approx(statistics.stdev(errors))
         assert rows["spiking GAN"]["MSE ↓"] is None
-        assert "2 runs" in rows["ESVAE, preset best, mixture prior"]["weights and protocol"]
+        protocol = rows["ESVAE, preset best, mixture prior"]["weights and protocol"]
+        assert protocol.startswith("last epoch of 2 (64 images seen), 2 runs; ")
 
     def test_what_a_kind_lacks_is_named_once(self, whole: tuple[Path, list[str]], trained: dict[str, Path]) -> None:
         out, said = whole
@@ -195,6 +196,8 @@ class TestAllOfEveryKind:
         assert {link.removeprefix("#") for link in parser.links} == set(SECTIONS)
         assert set(SECTIONS) <= parser.ids
         assert all(image.get("alt") for image in parser.images)
+        assert "--model.latent 4 --train.epochs 2 --train.batch_size 16" in text
+        assert "--train.seed" not in text
 
 
 class Parsed(HTMLParser):

@@ -128,7 +128,7 @@ def _open(
 
 
 def _overview(members: list[System]) -> Table:
-    table = Table("", ["system", "data", "d", "T", "parameters", "training", "runs"])
+    table = Table("", ["system", "data", "d", "T", "parameters", "training", "options beside the preset", "runs"])
     for system in members:
         config, model = system.first.model.config, system.first.model
         table.add(
@@ -139,10 +139,11 @@ def _overview(members: list[System]) -> Table:
                 str(model.steps),
                 f"{sum(p.numel() for p in model.parameters()):,}",
                 runs_text(system),
+                system.first.changes or None,
                 ", ".join(f"{subject.folder} (weights {subject.weights[:12]})" for subject in system.subjects),
             ]
         )
-    return table
+    return table.without_empty_columns()
 
 
 def command_line(what: str, runs: Sequence[Path], options: dict[str, Any]) -> str:

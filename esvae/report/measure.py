@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .. import pretrained
 from ..checkpoint import read_json
 from ..classify import EPOCHS
-from ..config import Config, ModelConfig, TrainConfig
+from ..config import PRESETS, Config, ModelConfig, TrainConfig, preset
 from ..data import ImageSet
 from ..data.places import cache_dir
 from ..errors import InputError
@@ -89,6 +89,19 @@ class Subject:
         model = dataclasses.asdict(self.model.config)
         train = {} if self.config is None else dataclasses.asdict(self.config.train)
         return {name: value for name, value in {**model, **train}.items() if name != "seed"}
+
+    @property
+    def changes(self) -> str:
+        """The options that are not its preset's, as given to `esvae train`; size and channels are its data's."""
+        if self.config is None or self.config.preset not in PRESETS:
+            return ""
+        found, usual = self.config.to_dict(), preset(self.config.preset, self.config.data).to_dict()
+        names = [(part, name) for part in ("model", "train") for name in usual[part]]
+        return " ".join(
+            f"--{part}.{name} {found[part][name]}"
+            for part, name in names
+            if name not in ("seed", "size", "channels") and found[part][name] != usual[part][name]
+        )
 
     @property
     def seed(self) -> int:

@@ -76,12 +76,16 @@ def _source(row: Published) -> str:
 
 
 def runs_text(system: System) -> str:
-    """From which weights a row is: last epoch of how many, how many runs."""
+    """From which weights a row is: last epoch of how many, after how many images, how many runs."""
     if system.first.notes:
         return "weights so far, 1 run"
     count = len(system.subjects)
     runs = f"{count} run{'s' * (count > 1)}"
-    return runs if system.first.config is None else f"last epoch of {system.first.config.train.epochs}, {runs}"
+    if system.first.config is None:
+        return runs
+    records = system.first.records()
+    seen = f" ({records[-1]['images']:,} images seen)" if records else ""
+    return f"last epoch of {system.first.config.train.epochs}{seen}, {runs}"
 
 
 # -------------------------------------------------------------------------------------------------------------- table 1
