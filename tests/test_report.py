@@ -3,6 +3,7 @@ is named; figures over runs; the page stands alone."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
@@ -22,13 +23,14 @@ from training_helpers import TINY, contents
 
 from esvae import ESVAE, data
 from esvae.cli import main
+from esvae.config import preset
 from esvae.errors import InputError
 from esvae.evaluate import load_for
 from esvae.generate import load_model
-from esvae.models import MODELS, Model
+from esvae.models import FSVAE, MODELS, Model
 from esvae.rates import rate_histograms, rates
 from esvae.report import ANALYSES, SECTIONS, Settings, command_line, report
-from esvae.report.drawings import rendered
+from esvae.report.drawings import fig5, rendered
 from esvae.report.measure import Results, Subject, systems
 from esvae.report.pictures import pack, unpack
 from esvae.report.section import Section, Table, Value
@@ -246,9 +248,16 @@ def test_command_line(runs: dict[str, Path], capsys: pytest.CaptureFixture[str])
 # --------------------------------------------------------------------------------------------------------- what is kept
 
 
-def make(what: str, folders: list[Path], out: Path, said: list[str] | None = None, **settings: Any) -> None:
+def make(
+    what: str,
+    folders: list[Path],
+    out: Path,
+    said: list[str] | None = None,
+    data: str | None = None,
+    **settings: Any,
+) -> None:
     say = (said if said is not None else []).append
-    report(what, folders, out, command="", settings=Settings(**QUICKLY | settings), say=say)
+    report(what, folders, out, command="", settings=Settings(**QUICKLY | settings), data=data, say=say)
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +313,41 @@ def test_a_model_without_a_run(runs: dict[str, Path], tmp_path: Path, images: st
     settings = Settings(images=5)
     report("table3", [runs["fsvae"] / "model"], tmp_path / "out", command="", settings=settings, data=images)
     assert set(table_rows(tmp_path / "out", "table3")) == {"FSVAE"}
+
+
+def test_other_images_behind_the_same_name_are_measured(
+    runs: dict[str, Path], images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where there are none, what is kept is taken."""
+    copy = tmp_path / "images"
+    shutil.copytree(images.removeprefix("folder:"), copy)
+
+    def error() -> float:
+        make("table2", [runs["best"]], tmp_path / "out", data=f"folder:{copy}")
+        return table_rows(tmp_path / "out", "table2")["ESVAE, preset best"]["vs original ↓"]["mean"]
+
+    first = error()
+    for path in (copy / "test").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    second = error()
+    assert second != first
+    shutil.rmtree(copy)
+    assert error() == second
+
+
+def test_what_failed_for_a_passing_reason_is_tried_again(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"images": 1, "steps": 2, "not_measured": {"fad_own": "the cache cannot be written to"}}
+    monkeypatch.setattr("esvae.evaluate.evaluate", lambda *args, **options: dict(found))
+    subject = Subject.open(runs["gan"], None, "cpu")
+    assert Results(Settings(), print).get(subject, "evaluate") == found  # not asked for: kept
+    asked = Settings(own_features=True)
+    assert Results(asked, print).get(subject, "evaluate") == found
+    found["not_measured"] = {}
+    assert Results(asked, print).get(subject, "evaluate") == found
+    found["not_measured"] = {"fad": "by the way"}
+    assert Results(asked, print).get(subject, "evaluate")["not_measured"] == {}
 
 
 # -------------------------------------------------------------------------------------------------------- what is wrong
@@ -410,6 +454,23 @@ def test_text_from_outside_is_only_text(runs: dict[str, Path], tmp_path: Path) -
     assert "&lt;script>alert(1)&lt;\\|script>" in text
 
 
+@pytest.mark.parametrize("content", ['{"step": 1}\n', '{"step": 1}\nno JSON\n{"step": 2}\n'])
+def test_damaged_records_of_training_cost_their_figures_alone(
+    runs: dict[str, Path], tmp_path: Path, content: str
+) -> None:
+    (runs["best"] / "metrics.jsonl").write_text(content)
+    make("table3", [runs["best"]], tmp_path / "out")
+    assert set(table_rows(tmp_path / "out", "table3")) == {"ESVAE, preset best"}
+
+
+def test_a_mistyped_run_is_no_place_for_the_report(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "table2", str(tmp_path / "typo"), str(runs["gan"])]) == 2
+    assert "typo: no such folder; without --out" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+
+
 # ------------------------------------------------------------------------------------------------ the published figures
 
 
@@ -475,6 +536,77 @@ def test_attention_stands_beside_its_sibling() -> None:
     ours, theirs = measured(table5(systems(subjects), Given({"evaluate": {"images": 1, "steps": 2, "fad_paper": 1.0}})))
     assert list(ours) == ["ESVAE", "ESVAE + PFA"]
     assert set(theirs) == {"TAID", "PFA", "ESVAE + TAID", "ESVAE + PFA"}
+
+
+def test_feature_networks_of_our_own_are_not_mixed() -> None:
+    def found(weights: str, value: float) -> dict[str, Any]:
+        about = {"images": 100, "steps": 16, "mse": 0.02, "prdc_features": "fad_own", "prdc_precision": value}
+        return about | {"fad_own": value, "fad_own_weights": weights}
+
+    class Two(Given):
+        def get(self, subject: Subject, analysis: str, prior: str | None = None) -> dict[str, Any]:
+            return found("a" * 16, 0.25) if subject.folder == Path("run") else found("b" * 16, 0.75)
+
+    (system,) = members()
+    system.subjects.append(dataclasses.replace(system.first, folder=Path("other")))
+    section = table1([system], Two({}))
+    ours, _ = measured(section, 1)
+    row = dict(zip(section.tables[1].columns, ours["ESVAE"], strict=True))
+    assert row["fad_own ↓"].values == row["precision ↑"].values == (0.25,)
+    assert "network bbbbbbbb, the other runs by aaaaaaaa" in section.missing["fad_own of other"]
+
+
+def test_exported_models_are_systems_of_their_own() -> None:
+    """Nothing says that they differ by chance alone."""
+    subjects = [Subject(Path(name), ESVAE(latent=4), None, "digits", name, []) for name in ("a/model", "b/model")]
+    assert {s.name: len(s.subjects) for s in systems(subjects)} == {"ESVAE (a/model)": 1, "ESVAE (b/model)": 1}
+
+
+def test_names_are_unique_and_short(runs: dict[str, Path]) -> None:
+    def named(*subjects: Subject) -> list[str]:
+        return [system.name for system in systems(subjects)]
+
+    def of(name: str, folder: str, **options: Any) -> Subject:
+        config = preset(name, "digits")
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
+        model = MODELS[config.model.kind](**dataclasses.asdict(config.model))
+        return Subject(Path(folder), model, config, "digits", folder, [])
+
+    exported = dataclasses.replace(of("vae", "b"), config=None)
+    assert named(of("vae", "a"), exported) == ["ANN VAE (a)", "ANN VAE (b)"]
+    unfinished = [
+        dataclasses.replace(of("paper", folder, latent=latent), notes=["has not ended"])
+        for folder, latent in (("a", 4), ("b", 4), ("c", 5))
+    ]
+    name = "ESVAE, preset paper, unfinished, latent"
+    assert named(*unfinished) == [f"{name} 4 (a)", f"{name} 4 (b)", f"{name} 5"]
+
+
+def test_options_beside_the_preset_are_those_of_the_command_line() -> None:
+    config = preset("paper", "celeba")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, size=32, latent=8))
+    subject = Subject(Path("run"), ESVAE(latent=8), config, "celeba", "0" * 64, [])
+    assert subject.changes == "--model.size 32 --model.latent 8"
+    assert dataclasses.replace(subject, config=None).changes == ""
+
+
+def test_a_curve_has_one_colour_on_all_data_sets() -> None:
+    spread = {"mean": 0.1, "sd": 0.01}
+    curve = [{"a": a, "original": spread, "vanilla": spread} for a in (0.0, 0.1)]
+    every = systems(
+        [
+            Subject(Path("a"), ESVAE(latent=4, steps=2), None, "mnist", "a", []),
+            Subject(Path("b"), FSVAE(latent=4, steps=2), None, "mnist", "b", []),
+            Subject(Path("c"), FSVAE(latent=4, steps=2), None, "digits", "c", []),
+        ]
+    )
+    figure = fig5(every, Given({"robustness": {"noise": curve, "flips": curve}})).figure
+    colours: dict[str, set[str]] = {}
+    for panel in figure.axes:
+        for line in panel.lines:
+            colours.setdefault(line.get_label(), set()).add(line.get_color())
+    assert len(colours) == 4
+    assert all(len(found) == 1 for found in colours.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts

@@ -224,10 +224,12 @@ def fig5(systems: list[System], results: Results) -> Section:
     )
     section.figure = figure = _new_figure(0.4 + 3.9 * len(groups))
     panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
+    names = dict.fromkeys(system.name for curves in groups.values() for system, _ in curves)  # of one legend
+    numbers = {name: number for number, name in enumerate(names)}
     for row, (data, curves) in zip(panels, groups.items(), strict=True):
         for panel, kind in zip(row, ("noise", "flips"), strict=True):
-            for number, (system, found) in enumerate(curves):
-                drawn = _draw_curves(panel, system.name, kind, found, number)
+            for system, found in curves:
+                drawn = _draw_curves(panel, system.name, kind, found, numbers[system.name])
                 section.data.setdefault(f"{data}: {system.name}", {})[kind] = drawn
             panel.set_xlabel("probability a")
             panel.set_title(f"{data_name(data)}: {kind}", fontsize="medium")
@@ -345,7 +347,7 @@ HISTOGRAMS = ("rate_histogram", "prior_rate_histogram")
 def _histograms(system: System) -> list[dict[str, Any]]:
     """Of up to six epochs: the first, the last, and those between them that are evenly many times later."""
     try:
-        records = [r for r in system.first.records() if all(key in r for key in HISTOGRAMS)]
+        records = [r for r in system.first.records() if all(key in r for key in ("epoch", "steps", *HISTOGRAMS))]
     except InputError:  # damaged
         return []
     if not records:

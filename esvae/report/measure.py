@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .. import pretrained
 from ..checkpoint import read_json
 from ..classify import EPOCHS
-from ..config import PRESETS, Config, ModelConfig, TrainConfig, preset
+from ..config import PRESETS, Config, preset
 from ..data import ImageSet
 from ..data.places import cache_dir
 from ..errors import InputError
@@ -92,7 +92,7 @@ class Subject:
 
     @property
     def changes(self) -> str:
-        """The options that are not its preset's, as given to `esvae train`; size and channels are its data's."""
+        """The options that are not its preset's, as given to `esvae train`."""
         if self.config is None or self.config.preset not in PRESETS:
             return ""
         found, usual = self.config.to_dict(), preset(self.config.preset, self.config.data).to_dict()
@@ -100,7 +100,7 @@ class Subject:
         return " ".join(
             f"--{part}.{name} {found[part][name]}"
             for part, name in names
-            if name not in ("seed", "size", "channels") and found[part][name] != usual[part][name]
+            if name not in ("seed", "channels") and found[part][name] != usual[part][name]
         )
 
     @property
@@ -110,6 +110,15 @@ class Subject:
     def records(self) -> list[dict[str, Any]]:
         """Of its training."""
         return [] if self.run is None else self.run.metrics()
+
+    def images_seen(self) -> int | None:
+        """In training, by its records; None where they do not say."""
+        try:
+            records = self.records()
+        except InputError:  # damaged
+            return None
+        images = records[-1].get("images") if records else None
+        return images if isinstance(images, int) else None
 
     @property
     def kept(self) -> Path:
@@ -141,11 +150,13 @@ class Context(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """`run` measures; `settings` says what it depends on beside weights, data, T, seed and precision."""
+    """`run` measures; `settings` says what it depends on beside weights, images, T, seed and precision."""
 
     run: Callable[[Context], dict[str, Any]]
     settings: Callable[[Context], dict[str, Any]] = lambda context: {}
     draws: bool = False  # images from the prior: results differ by prior
+    splits: tuple[str, ...] = ("test",)  # of the data set, that it reads
+    labels: bool = False  # that it reads as well
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
@@ -168,9 +179,10 @@ def _evaluate(context: Context) -> dict[str, Any]:
 def _networks(context: Context) -> dict[str, Any]:
     """The feature networks that are there, by their files' content."""
     settings, folder = context.settings, reference_folder()
-    files = [folder / file for file in PUBLISHED.get(context.subject.data, ())] if folder else []
+    published = PUBLISHED.get(context.subject.data)
+    files = [folder / file for file in published.files] if folder and published else []
     return {
-        "fad": [_sha256(file) for file in files],
+        "fad": [_sha256(file) for file in files] if all(file.is_file() for file in files) else [],
         "inception": _sha256(inception_weights(settings.inception)),
         "own_features": settings.own_features,
     }
@@ -258,9 +270,11 @@ def _images(context: Context) -> dict[str, Any]:
 
 
 ANALYSES = {
-    "evaluate": Analysis(_evaluate, _networks, draws=True),
+    "evaluate": Analysis(_evaluate, _networks, draws=True, splits=("train", "test")),
     "robustness": Analysis(_robustness, _images),
-    "classify": Analysis(_classify, lambda context: {"epochs": context.settings.classifier_epochs}),
+    "classify": Analysis(
+        _classify, lambda context: {"epochs": context.settings.classifier_epochs}, splits=("train", "test"), labels=True
+    ),
     "energy": Analysis(_energy, _images, draws=True),
     "rates": Analysis(_rates, _images, draws=True),
     "pictures": Analysis(_pictures, draws=True),
@@ -279,6 +293,7 @@ class Results:
     say: Callable[[str], None]
     track: Track = untracked
     _known: dict[tuple[Path, str, str], dict[str, Any] | InputError] = field(default_factory=dict)
+    _digests: dict[tuple[Any, ...], str | None] = field(default_factory=dict)
 
     def get(self, subject: Subject, analysis: str, prior: str | None = None) -> dict[str, Any]:
         """Raises InputError where it cannot be measured."""
@@ -304,6 +319,7 @@ class Results:
             "weights": subject.weights,
             "model": dataclasses.asdict(subject.model.config),
             "data": subject.data,
+            "pixels": {split: self._digest(context, split, made.labels) for split in made.splits},
             "steps": subject.model.steps,
             "seed": self.settings.seed,
             "precision": self.settings.precision,
@@ -314,6 +330,8 @@ class Results:
         if (kept := _kept(path, identity)) is not None:
             return kept
         result = made.run(context)
+        if _to_be_tried_again(result, identity):
+            return result
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"identity": identity, "sha256": _checksum(result), "result": result}
@@ -322,8 +340,27 @@ class Results:
             self.say(f"{subject.folder}: {analysis} is not kept: {error}")
         return result
 
+    def _digest(self, context: Context, split: str, labels: bool) -> str | None:
+        """Of a split's images, as the model takes them: a data set's name can come to stand for others. None where they
+        are not at hand."""
+        config = context.subject.model.config
+        key = (context.subject.data, split, labels, config.size, config.channels)
+        if key not in self._digests:
+            try:
+                images = context.images(split, labels)
+                self._digests[key] = digest([images.pixels, *([images.labels] if labels else [])])
+            except InputError:
+                self._digests[key] = None
+        return self._digests[key]
+
     def _track(self, run: str, iterable: Iterable, description: str, total: int) -> Iterable:
         return self.track(iterable, description=f"{run}: {description}", total=total)
+
+
+def _to_be_tried_again(result: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """That a network which is there could not measure: what hindered it may be mended, with the same identity."""
+    given = {"fad": "fad", "fad_own": "own_features", "fid": "inception", "inception_score": "inception"}
+    return any(identity.get(given.get(name, "")) for name in result.get("not_measured", {}))
 
 
 def _kept(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -333,8 +370,10 @@ def _kept(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         content = read_json(path, "a result of `esvae report`")
     except InputError:  # damaged: measured again
         return None
-    result = content.get("result")
-    same = content.get("identity") == json.loads(json.dumps(identity))
+    result, known = content.get("result"), content.get("identity")
+    if None in identity["pixels"].values() and isinstance(known, dict):  # nothing at hand to measure again from
+        known |= {"pixels": identity["pixels"]}
+    same = known == json.loads(json.dumps(identity))
     return result if same and content.get("sha256") == _checksum(result) else None
 
 
@@ -366,14 +405,17 @@ def systems(subjects: Iterable[Subject]) -> list[System]:
     groups: dict[str, list[Subject]] = {}
     for subject in subjects:
         unfinished = subject.notes and str(subject.folder)  # weights of some step or other are comparable with none
-        key = json.dumps([subject.data, subject.config is None, unfinished, subject.options], sort_keys=True)
+        unknown = subject.config is None and str(subject.folder)  # how it was trained
+        key = json.dumps([subject.data, unknown, unfinished, subject.options], sort_keys=True)
         groups.setdefault(key, []).append(subject)
     made = [
         System(_name(members[0]), members[0].data, sorted(members, key=lambda subject: subject.seed))
         for members in groups.values()
     ]
-    for system in made:
-        system.name += _difference(system, made)
+    names = [system.name + _difference(system, made) for system in made]
+    for system, name in zip(made, names, strict=True):
+        alike = [other for other, n in zip(made, names, strict=True) if (other.data, n) == (system.data, name)]
+        system.name = name if len(alike) == 1 else f"{name} ({system.first.folder})"
     return sorted(made, key=lambda system: [other.data for other in made].index(system.data))
 
 
@@ -390,15 +432,11 @@ def _name(subject: Subject) -> str:
 
 
 def _difference(system: System, all_systems: list[System]) -> str:
-    """The options that tell it from others of the same name on the same data, where there are any."""
-    alike = [s for s in all_systems if s.data == system.data and _name(s.first) == _name(system.first)]
-    options = [s.first.options for s in alike]
-    known = {f.name for cls in (ModelConfig, TrainConfig) for f in dataclasses.fields(cls)}
-    differing = [o for o in system.first.options if o in known and len({json.dumps(p.get(o)) for p in options}) > 1]
-    text = "".join(f", {name.replace('_', ' ')} {system.first.options[name]}" for name in differing)
-    if not text and len(alike) > 1:
-        text = f" ({system.first.folder.name})"
-    return text
+    """The options that tell it from others of the same name on the same data, of those that all of them know."""
+    alike = [s.first.options for s in all_systems if s.data == system.data and s.name == system.name]
+    own = system.first.options
+    differing = [name for name in own if all(name in o for o in alike) and any(o[name] != own[name] for o in alike)]
+    return "".join(f", {name.replace('_', ' ')} {own[name]}" for name in differing)
 
 
 def by_data(members: Iterable[System]) -> dict[str, list[System]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from . import published
-from .measure import Results, Subject, System, by_data
+from .measure import FOLDER, Results, Subject, System, by_data
 from .published import Published
 from .section import Cell, Section, Table, Value
 
@@ -83,8 +83,8 @@ def runs_text(system: System) -> str:
     runs = f"{count} run{'s' * (count > 1)}"
     if system.first.config is None:
         return runs
-    records = system.first.records()
-    seen = f" ({records[-1]['images']:,} images seen)" if records else ""
+    images = system.first.images_seen()
+    seen = f" ({images:,} images seen)" if images else ""
     return f"last epoch of {system.first.config.train.epochs}{seen}, {runs}"
 
 
@@ -146,6 +146,7 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
         ],
     )
     for row in published_rows(rows, data):
+        known = row.protocol != published.CITED
         main.add(
             [
                 row.system,
@@ -153,30 +154,58 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
                 _figure(row, "mse", ".3f"),
                 _figure(row, "fad", ".2f"),
                 None,
-                _figure(row, "fid", ".2f", published.FID),
-                _figure(row, "inception_score", ".3f", published.INCEPTION_SCORE),
+                _figure(row, "fid", ".2f", published.FID if known else "by its own code"),
+                _figure(row, "inception_score", ".3f", published.INCEPTION_SCORE if known else "by its own code"),
             ],
             ours=False,
         )
+    network = _own_network(reader, members)
     for system in members:
         for prior in system.first.priors:
-            _add_quality(reader, system, prior, main, more)
+            _add_quality(reader, system, prior, network, main, more)
     _add_real(reader, members, main, more)
     further = more.without_empty_columns()
     return [main, further] if len(further.columns) > 1 else [main]
 
 
-def _add_quality(reader: Reader, system: System, prior: str, main: Table, more: Table) -> None:
+def _own_network(reader: Reader, members: list[System]) -> str | None:
+    """The feature network of our own that this table's figures are by: the first run's. Others cannot be compared with
+    them (esvae/metrics/own_features.py), and are named."""
+    found: dict[Path, str] = {}
+    for subject in (subject for system in members for subject in system.subjects):
+        result = reader.get(subject, "evaluate")
+        if result is not None and (weights := result.get("fad_own_weights")):
+            found[subject.folder] = weights
+    first = next(iter(found.values()), None)
+    for folder, weights in found.items():
+        if weights != first:
+            reader.section.missing[f"fad_own of {folder}"] = (
+                f"measured by the feature network {weights[:8]}, the other runs by {first[:8]}; without "
+                f"{folder / FOLDER} it is measured again"
+            )
+    return first
+
+
+def _comparable(key: str, result: dict[str, Any], network: str | None) -> bool:
+    own = key.startswith("fad_own") or (key.startswith("prdc_") and result.get("prdc_features") == "fad_own")
+    return not own or result.get("fad_own_weights") == network
+
+
+def _add_quality(reader: Reader, system: System, prior: str, network: str | None, main: Table, more: Table) -> None:
     result = reader.get(system.first, "evaluate", prior)
     if result is None:
         main.add([system.name, "not measured, see below", *[None] * 5])
         return
 
     def value(key: str, form: str = ".2f", note: str = "") -> Value | None:
-        return reader.over_runs(system, "evaluate", lambda r: r.get(key), form, prior, note=note)
+        def pick(result: dict[str, Any]) -> float | None:
+            return result.get(key) if _comparable(key, result, network) else None
+
+        return reader.over_runs(system, "evaluate", pick, form, prior, note=note)
 
     name = system.name if len(system.first.priors) == 1 else f"{system.name}, {prior} prior"
-    images = f"{result['images']:,} test images" if "mse" in result else "no encoder"
+    size = system.first.model.config.size
+    images = f"{result['images']:,} test images of {size}x{size} pixels" if "mse" in result else "no encoder"
     protocol = f"{runs_text(system)}; {images}, T = {result['steps']}, prior {prior}"
     fid = value("fid", note=result.get("fid_implementation", ""))
     score = value("inception_score", ".3f", "standard")
