@@ -330,6 +330,7 @@ class _Yardsticks:
             add(["fad"], lambda: distributed.first(lambda: self._fad(groups)))
         if self.own:
             add(["fad_own"], lambda: distributed.first(lambda: self._fad_own(groups)))
+            add(["fad_own_floor"], lambda: distributed.first(self._fad_own_floor))
         if self.has_features:
             add(["prdc"], lambda: distributed.first(lambda: self._prdc(groups)))
         if self.inception is not None:
@@ -345,9 +346,15 @@ class _Yardsticks:
 
     def _fad_own(self, groups: dict[str, Tensor]) -> dict[str, Any]:
         result = {"fad_own_weights": self.own.weights, "fad_own_mse": self.own.error}
-        for suffix, images in {**groups, "_floor": self.train.pixels[:GENERATED]}.items():
+        for suffix, images in groups.items():
             result[f"fad_own{suffix}"] = distance(self.own.reference, images, "eval", BATCH)
         return result
+
+    def _fad_own_floor(self) -> dict[str, float]:
+        images, needed = self.train.pixels[:GENERATED], len(self.own.reference.mu)
+        if len(images) < needed:  # of the drawn images there are enough
+            raise InputError(f"{len(images)} training images of {self.name}, needed are {needed}, one per feature")
+        return {"fad_own_floor": distance(self.own.reference, images, "eval", BATCH)}
 
     def _prdc(self, groups: dict[str, Tensor]) -> dict[str, Any]:
         reference = self.published or self.own.reference
@@ -406,10 +413,11 @@ def find_reference(name: str) -> tuple[Reference | None, str]:
     if name not in PUBLISHED:
         known = ", ".join(PUBLISHED)
         return None, f"no FAD: no feature network is published for {name}, only for {known}; --own-features trains one"
-    files = " and ".join(PUBLISHED[name])
+    files = " and ".join(PUBLISHED[name].files)
     folder = reference_folder()
     if folder is None:
-        return None, f"no FAD: set ESVAE_FAD_DIR to the folder with the published {files}"
-    if not any((folder / file).exists() for file in PUBLISHED[name]):
+        source = "of github.com/QgZhan/ESVAE (metrics/stat_checkpoints and metrics/stats)"
+        return None, f"no FAD: set ESVAE_FAD_DIR to a folder with {files} {source}"
+    if not any((folder / file).exists() for file in PUBLISHED[name].files):
         return None, f"no FAD: ESVAE_FAD_DIR={folder} has no {files}"
     return load_reference(name), ""

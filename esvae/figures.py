@@ -43,7 +43,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 2, pad: int = 2) -> Im
     pixels = _to_uint8(images, "images")
     _require_positive(columns=columns, scale=scale)
     rows = [pixels[start : start + columns] for start in range(0, len(pixels), columns)]
-    return _paste(rows, scale, pad, gaps=[pad] * len(rows))
+    return _paste(rows, scale, pad)
 
 
 def reconstruction_grid(
@@ -65,7 +65,18 @@ def reconstruction_grid(
     _require_positive(columns=columns, scale=scale)
     starts = range(0, len(above), columns)
     rows = [half[start : start + columns] for start in starts for half in (above, below)]
-    return _paste(rows, scale, pad, gaps=[pad, 4 * pad] * (len(rows) // 2))
+    return _paste(rows, scale, pad, pairs=True)
+
+
+def check_grid(count: int, columns: int, size: int, *, pairs: bool = False) -> None:
+    """Refuse what `image_grid`, or of `pairs` `reconstruction_grid`, would refuse of `count` images of `size` x `size`
+    pixels, with their defaults, before minutes are spent on the images.
+
+    Raises:
+        InputError: the grid would have more than `MAX_PIXELS` pixels.
+    """
+    rows = -(-count // columns) * (2 if pairs else 1)
+    _page(rows, min(count, columns), 2 * size, 2 * size, 2, pairs)
 
 
 def save_image(image: Image.Image, path: Path | str) -> None:
@@ -120,16 +131,23 @@ def _to_uint8(images: Tensor, name: str) -> np.ndarray:
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _paste(rows: list[np.ndarray], scale: int, pad: int, gaps: list[int]) -> Image.Image:
-    """Rows of (n, H, W, C) images on a white page; `gaps[i]` pixels below row i, the last replaced by `pad`."""
+def _page(rows: int, columns: int, height: int, width: int, pad: int, pairs: bool) -> tuple[int, int, list[int]]:
+    """Height and width of a grid's page, and the gap below each row: wider below a pair of rows, none but the margin
+    below the last."""
     if pad < 0:
         raise InputError(f"pad: {pad}; a number of pixels of at least 0 is expected")
-    _, height, width, channels = rows[0].shape
-    height, width = height * scale, width * scale
-    page_height = pad + len(rows) * height + sum(gaps[:-1]) + pad
-    page_width = pad + len(rows[0]) * (width + pad)
+    gaps = [4 * pad if pairs and row % 2 else pad for row in range(rows)]
+    page_height, page_width = pad + rows * height + sum(gaps[:-1]) + pad, pad + columns * (width + pad)
     if page_height * page_width > MAX_PIXELS:
         raise InputError(f"images: the grid has {page_width} x {page_height} pixels; at most {MAX_PIXELS} are possible")
+    return page_height, page_width, gaps
+
+
+def _paste(rows: list[np.ndarray], scale: int, pad: int, pairs: bool = False) -> Image.Image:
+    """Rows of (n, H, W, C) images on a white page."""
+    _, height, width, channels = rows[0].shape
+    height, width = height * scale, width * scale
+    page_height, page_width, gaps = _page(len(rows), len(rows[0]), height, width, pad, pairs)
     page = np.full((page_height, page_width, channels), BACKGROUND, dtype=np.uint8)
     top = pad
     for row, gap in zip(rows, gaps, strict=True):

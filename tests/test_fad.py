@@ -16,6 +16,7 @@ from esvae.data import load, normalize
 from esvae.errors import InputError
 from esvae.metrics.fad import (
     FEATURES,
+    PUBLISHED,
     FeatureNetwork,
     Reference,
     fad,
@@ -66,7 +67,25 @@ def test_reference_is_read_from_argument_and_environment(folder: Path, monkeypat
         assert torch.equal(reference.mu, torch.arange(FEATURES, dtype=torch.float64))
         assert torch.equal(reference.sigma, random_spd(FEATURES, 0))
         assert not reference.network.training
-    assert load_reference("cifar10") is None
+    assert load_reference("digits") is None
+
+
+@pytest.mark.parametrize(("name", "stages"), [("mnist", 4), ("cifar10", 4), ("celeba", 5)])
+def test_each_published_network_has_its_own_shape(tmp_path: Path, name: str, stages: int) -> None:
+    """Files laid out like the published ones: 128 features of colour images, a fifth stage at 64x64."""
+    known = PUBLISHED[name]
+    network = FeatureNetwork(known.channels, known.size, known.features)
+    assert len(network.encoder) == stages
+    torch.save(network.state_dict(), tmp_path / known.weights)
+    mu, sigma = np.arange(known.features, dtype=np.float32), random_spd(known.features, 0).numpy()
+    np.savez(tmp_path / known.statistics, mu=mu, sigma=sigma)
+    reference = load_reference(name, tmp_path)
+    assert reference.network.image_shape == (known.channels, known.size, known.size)
+    images = torch.randint(256, (known.features, *reference.network.image_shape), dtype=torch.uint8)
+    assert fad(reference, images)["fad_eval"] > 0
+    np.savez(tmp_path / known.statistics, mu=mu[1:], sigma=sigma[1:, 1:])
+    with pytest.raises(InputError, match=rf"not a file of mu \({known.features},\)"):
+        load_reference(name, tmp_path)
 
 
 def test_network_is_read_exactly_and_decoder_ignored(folder: Path, network: FeatureNetwork) -> None:

@@ -164,6 +164,15 @@ def test_weights_are_read_exactly(network: InceptionV3, accepted: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def test_counters_may_be_missing(network: InceptionV3, tmp_path: Path) -> None:
+    """As in a file that an older torch has written."""
+    path = tmp_path / "old.pth"
+    torch.save({k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}, path)
+    with accepting(path):
+        read = load_inception(path).state_dict()
+    assert read.keys() == network.state_dict().keys()
+
+
 def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_inception(tmp_path / "no.pth")

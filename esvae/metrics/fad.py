@@ -1,9 +1,8 @@
 """The Frechet Autoencoder Distance (FAD) with the published feature networks and test-set statistics.
 
-The Frechet distance (`esvae.metrics.frechet`) of 64 features of an autoencoder trained on the data set. The published
-code never calls `eval()`: its BatchNorm normalises every batch with the batch's own statistics, which hides global
-contrast from it. Both readings are therefore given: `fad_paper` (each batch's own statistics) and `fad_eval` (running
-ones).
+The Frechet distance (`esvae.metrics.frechet`) of features of an autoencoder trained on the data set. The published code
+never calls `eval()`: its BatchNorm normalises every batch with the batch's own statistics, which hides global contrast
+from it. Both readings are therefore given: `fad_paper` (each batch's own statistics) and `fad_eval` (running ones).
 Neither means much without `floors`, the same two figures for real training images.
 """
 
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +33,27 @@ FEATURES = 64
 IMAGE_SIZE = 32
 FLOOR_IMAGES = 5120  # 40 batches of 128, as many as the published evaluation generates
 
+
+class Published(NamedTuple):
+    """A feature network of github.com/QgZhan/ESVAE (folders metrics/stat_checkpoints and metrics/stats), and what it
+    takes and gives."""
+
+    weights: str
+    statistics: str
+    channels: int = 1
+    size: int = IMAGE_SIZE
+    features: int = FEATURES
+
+    @property
+    def files(self) -> tuple[str, str]:
+        return self.weights, self.statistics
+
+
 PUBLISHED = {
-    "fashion-mnist": ("fashion_64.pth", "fashion_test_64.npz"),
-    "mnist": ("mnist_64.pth", "mnist_test_64.npz"),
+    "fashion-mnist": Published("fashion_64.pth", "fashion_test_64.npz"),
+    "mnist": Published("mnist_64.pth", "mnist_test_64.npz"),
+    "cifar10": Published("cifar10_128.pth", "cifar10_test_128.npz", channels=3, features=128),
+    "celeba": Published("celeba_128.pth", "celeba_test_128.npz", channels=3, size=64, features=128),
 }
 
 
@@ -45,7 +62,7 @@ class FeatureNetwork(nn.Module):
     32, 64, 128, .. channels, then a Linear layer: at 32x32 four stages and Linear(1024, 64).
 
     Takes images (N, channels, size, size) in [-1, 1], returns features (N, features); size a power of two, at least 4.
-    The parameter names are those of the published files (`encoder.{0..3}.{0,1}.*`, `latent_layer.*`).
+    The parameter names are those of the published files (`encoder.{0,1,..}.{0,1}.*`, `latent_layer.*`).
     """
 
     def __init__(self, channels: int = 1, size: int = IMAGE_SIZE, features: int = FEATURES) -> None:
@@ -60,14 +77,16 @@ class FeatureNetwork(nn.Module):
         return self.latent_layer(self.encoder(images).flatten(1))
 
     @classmethod
-    def from_file(cls, path: Path, channels: int = 1) -> FeatureNetwork:
+    def from_file(
+        cls, path: Path, channels: int = 1, size: int = IMAGE_SIZE, features: int = FEATURES
+    ) -> FeatureNetwork:
         """The network stored in a published .pth file, on the CPU and in eval mode; decoder weights are ignored.
 
         Raises `InputError` where the file is missing, damaged, carries pickled objects or holds another network.
         """
         state = read_pth(path)
         with torch.device("meta"):
-            network = cls(channels)
+            network = cls(channels, size, features)
         found = {key: value for key, value in state.items() if str(key).startswith(("encoder.", "latent_layer."))}
         load_exactly(network, found, f"{path}: not the published feature network")
         return network.eval()
@@ -100,7 +119,7 @@ def _is_like(value: object, model: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a data set is compared with: its feature network, and mu (64,), sigma (64, 64) of its test set, fp64.
+    """What a data set is compared with: its feature network, and mu (F), sigma (F, F) of its test set's features, fp64.
 
     mu and sigma were taken in train mode, in batches of 256 (covariance with N - 1). Move `network` to run elsewhere.
     """
@@ -118,28 +137,31 @@ def reference_folder() -> Path | None:
 
 
 def load_reference(dataset: str, folder: Path | None = None) -> Reference | None:
-    """The published network and statistics of "fashion-mnist" or "mnist".
+    """The published network and statistics of a data set in `PUBLISHED`.
 
-    `folder` (default: the environment variable ESVAE_FAD_DIR) holds `fashion_64.pth` and `fashion_test_64.npz`, or
-    `mnist_64.pth` and `mnist_test_64.npz`. None where neither names a folder, or nothing is published for the data set.
-    Raises `InputError` where a folder is named and its files are missing or unusable.
+    `folder` (default: the environment variable ESVAE_FAD_DIR) holds its two files. None where neither names a folder,
+    or nothing is published for the data set. Raises `InputError` where a folder is named and its files are missing or
+    unusable.
     """
     folder = folder or reference_folder()
     if folder is None or dataset not in PUBLISHED:
         return None
-    weights, statistics = (Path(folder) / name for name in PUBLISHED[dataset])
-    mu, sigma = _read_statistics(statistics)
-    return Reference(dataset, FeatureNetwork.from_file(weights), mu, sigma)
+    known = PUBLISHED[dataset]
+    mu, sigma = _read_statistics(Path(folder) / known.statistics, known.features)
+    network = FeatureNetwork.from_file(Path(folder) / known.weights, known.channels, known.size, known.features)
+    return Reference(dataset, network, mu, sigma)
 
 
-def _read_statistics(path: Path) -> tuple[Tensor, Tensor]:
+def _read_statistics(path: Path, features: int) -> tuple[Tensor, Tensor]:
     check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            mu = _read_array(archive, "mu.npy", (FEATURES,))
-            sigma = _read_array(archive, "sigma.npy", (FEATURES, FEATURES))
+            mu = _read_array(archive, "mu.npy", (features,))
+            sigma = _read_array(archive, "sigma.npy", (features, features))
     except Exception as error:  # damaged archives raise anything, from KeyError to zlib.error
-        raise InputError(f"{path}: not a file of mu (64,) and sigma (64, 64) ({type(error).__name__})") from error
+        raise InputError(
+            f"{path}: not a file of mu ({features},) and sigma ({features}, {features}) ({type(error).__name__})"
+        ) from error
     return mu, sigma
 
 
@@ -170,7 +192,7 @@ def _training_flags_kept(network: nn.Module) -> Iterator[None]:
 
 
 def features(network: FeatureNetwork, batches: Iterable[Tensor], mode: Mode) -> Tensor:
-    """Features (N, 64), fp64, on the CPU, of batches of float images in [-1, 1], those that the network takes.
+    """Features (N, F), fp64, on the CPU, of batches of float images in [-1, 1], those that the network takes.
 
     mode "paper": BatchNorm normalises with each batch's own statistics, so the order and size of the batches matter and
     a batch needs two images; "eval": with the running statistics. The network's parameters, running statistics and
@@ -203,11 +225,12 @@ def _check_images(images: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def fad(reference: Reference, images: Tensor, batch_size: int = 128) -> dict[str, float]:
-    """FAD of images, uint8 in 0..255 or float in [-1, 1], (N, 1, 32, 32), N >= 64: {"fad_paper", "fad_eval"}.
+    """FAD of images, uint8 in 0..255 or float in [-1, 1], at least as many as features: {"fad_paper", "fad_eval"}.
 
     Both are distances to the same shipped statistics, which were taken in train mode; so the figures can be set beside
-    Table I (`fad_paper` with batch_size 128 and 5,120 images), and real test images score about 0.43, not 0, in
-    `fad_eval`. In paper mode a last batch of one image is left out. Raises `InputError` for images that do not fit.
+    Table I (`fad_paper` with batch_size 128 and 5,120 images), and real test images do not score 0 in `fad_eval` (of
+    Fashion-MNIST about 0.43). In paper mode a last batch of one image is left out. Raises `InputError` for images that
+    do not fit.
     """
     return {f"fad_{mode}": distance(reference, images, mode, batch_size) for mode in ("paper", "eval")}
 
@@ -232,7 +255,7 @@ def _batches(images: Tensor, size: int, smallest: int) -> Iterator[Tensor]:
 
 
 def floors(reference: Reference, train_pixels: Tensor) -> dict[str, float]:
-    """FAD of real images: of the first 5,120 training images, uint8 (N, 1, 32, 32), in batches of 128.
+    """FAD of real images: of the first 5,120 training images, uint8 (N, C, H, W), in batches of 128.
 
     Returns {"fad_paper_floor", "fad_eval_floor"}: 0.869 and 1.315 for Fashion-MNIST, where other draws of 5,120
     training images lie between 0.75 and 1.0 in paper mode. Raises `InputError` for fewer images or another dtype.

@@ -210,5 +210,8 @@ def load_inception(path: Path) -> InceptionV3:
     state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     with torch.device("meta"):
         network = InceptionV3()
+    if isinstance(state, dict):  # counters of training, which older versions of torch did not write
+        counters = (key for key in network.state_dict() if key.endswith(".num_batches_tracked"))
+        state = {key: torch.tensor(0) for key in counters} | state
     load_exactly(network, state, f"{path}: not the weights of {WEIGHTS}")
     return network.eval()
