@@ -148,30 +148,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
-def generator_tensors(**generators: torch.Generator) -> dict[str, Tensor]:
-    """The state of each random number generator, by name: uint8 tensors on the CPU."""
-    return {name: generator.get_state() for name, generator in generators.items()}
-
-
-def restore_generators(tensors: dict[str, Tensor], **generators: torch.Generator) -> None:
-    """Set each generator to its saved state.
-
-    Raises:
-        InputError: a generator's state is missing, or is one of another kind of device.
-    """
-    for name in generators:
-        if name not in tensors:
-            raise InputError(
-                f"generator {name!r}: no saved state; the checkpoint has {', '.join(tensors) or 'none':.80}"
-            )
-    for name, generator in generators.items():
-        try:
-            generator.set_state(tensors[name])
-        except (RuntimeError, TypeError) as error:
-            kind = generator.device.type
-            raise InputError(f"generator {name!r}: the saved state is not that of a {kind} generator") from error
-
-
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

@@ -326,7 +326,6 @@ class Checkpoint(Target):
             assert all(torch.equal(parts[p][n], t) for p, tensors in self.saved.items() for n, t in tensors.items())
         _, optimizer = self.fresh()
         checkpoint.restore_optimizer(optimizer, parts.get("optimizer", {}), state.get("optimizer"))
-        checkpoint.restore_generators(parts.get("generators", {}), noise=torch.Generator())
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {

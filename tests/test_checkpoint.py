@@ -367,8 +367,7 @@ def test_five_and_five_steps_equal_ten(tmp_path: Path) -> None:
     noise = torch.Generator().manual_seed(1)
     train(model, optimizer, noise, 5)
     tensors, state = checkpoint.optimizer_tensors(optimizer)
-    generators = checkpoint.generator_tensors(noise=noise)
-    parts = {"model": model.state_dict(), "optimizer": tensors, "generators": generators}
+    parts = {"model": model.state_dict(), "optimizer": tensors, "noise": {"state": noise.get_state()}}
     checkpoint.save(tmp_path / "c", parts, {"optimizer": state})
     train(model, optimizer, noise, 5)
 
@@ -376,8 +375,7 @@ def test_five_and_five_steps_equal_ten(tmp_path: Path) -> None:
     resumed, other = build(lr=0.5)
     resumed.load_state_dict(parts["model"])
     checkpoint.restore_optimizer(other, parts["optimizer"], saved["optimizer"])
-    restored = torch.Generator()
-    checkpoint.restore_generators(parts["generators"], noise=restored)
+    restored = torch.Generator().set_state(parts["noise"]["state"])
     train(resumed, other, restored, 5)
 
     assert_same(resumed.state_dict(), model.state_dict())
@@ -471,19 +469,3 @@ def test_hyper_parameter_of_another_type(name: str, value: object) -> None:
     tensors, state = optimizer_part(optimizer)
     state["groups"][0][name] = value
     fails(f"optimizer state: {name} is ", checkpoint.restore_optimizer, optimizer, tensors, state)
-
-
-def test_generators_go_on_where_they_were() -> None:
-    data, noise = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
-    torch.randn(3, generator=noise)
-    tensors = {name: tensor.clone() for name, tensor in checkpoint.generator_tensors(data=data, noise=noise).items()}
-    expected = torch.randn(5, generator=data), torch.randn(5, generator=noise)
-    checkpoint.restore_generators(tensors, data=data, noise=noise)
-    assert torch.equal(torch.randn(5, generator=data), expected[0])
-    assert torch.equal(torch.randn(5, generator=noise), expected[1])
-
-
-@pytest.mark.parametrize("tensor", [torch.zeros(16, dtype=torch.uint8), torch.zeros(5056)], ids=["cuda", "float"])
-def test_generator_state_of_another_kind(tensor: torch.Tensor) -> None:
-    fails("not that of a cpu generator", lambda: checkpoint.restore_generators({"a": tensor}, a=torch.Generator()))
-    fails("'a': no saved state; the checkpoint has b", lambda: checkpoint.restore_generators({"b": tensor}, a=None))
