@@ -79,6 +79,7 @@ LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training
     "mixture of 50": {"mixture_components": 50},
     "constant learning rate": {"schedule": "constant", "lr": 5e-3, "bottleneck_lr": 1.5e-2},
     "no average of the weights": {"ema": 0.0},
+    "no clipping": {"clip": 0.0},
     "learning rate x 1/2": {"lr": 5e-3, "bottleneck_lr": 1.5e-2},
     "learning rate x 2": {"lr": 2e-2, "bottleneck_lr": 6e-2},
     "batch of 32": {"batch_size": 32, "lr": 6e-3, "bottleneck_lr": 2e-2},
@@ -90,8 +91,8 @@ LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training
 }
 
 
-def config_of(lead: str, seed: int) -> Config:
-    """The preset `best` on the small budget, with one lead's options."""
+def config_of(lead: str, seed: int, smoke: bool) -> Config:
+    """The preset `best` on the small budget, with one lead's options; with `smoke` one epoch."""
     best = preset("best", DATA)
     changes = LEADS[lead]
     budget = {"epochs": EPOCHS, "time_steps": "", "ema": 0.99, "seed": seed}
@@ -99,20 +100,25 @@ def config_of(lead: str, seed: int) -> Config:
     train = dataclasses.asdict(best.train) | budget
     for name, value in changes.items():
         (model if name in model else train)[name] = value
+    train |= {"epochs": 1, "time_steps": ""} if smoke else {}
     return Config(DATA, "best", build(ModelConfig, model, "model"), build(TrainConfig, train, "train"))
 
 
-def folder_of(out: Path, lead: str, seed: int) -> Path:
+def folder_of(out: Path, lead: str, seed: int, smoke: bool) -> Path:
     name = "".join(c if c.isalnum() else "-" for c in lead)
-    return out / f"{name}-{seed}"
+    return out / f"{name}-{seed}{'-smoke' if smoke else ''}"
+
+
+def is_measured(out: Path, lead: str, seed: int, smoke: bool) -> bool:
+    """By the config of today: an older base or lead of the same name is another one."""
+    path = folder_of(out, lead, seed, smoke) / MEASURED
+    return path.exists() and json.loads(path.read_text()).get("config") == config_of(lead, seed, smoke).to_dict()
 
 
 def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
     """Train, or go on with an interrupted training, and measure; with `smoke` on few images, for a moment."""
     esvae_kernels.tune_allocator()
-    config, folder = config_of(lead, seed), folder_of(out, lead, seed)
-    if smoke:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, time_steps=""))
+    config, folder = config_of(lead, seed, smoke), folder_of(out, lead, seed, smoke)
     sets = load_sets(config)
     sets["train"] = sets["train"].part(0, 64 if smoke else IMAGES)
     run = train(config, folder, sets=sets, resume=(folder / "config.json").exists(), progress=False)
@@ -129,16 +135,19 @@ def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
         "minutes": round(minutes, 2),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    measured = {"lead": lead, "seed": seed, "options": LEADS[lead]} | found | extra
+    about = {"lead": lead, "seed": seed, "options": LEADS[lead], "config": config.to_dict()}
+    measured = about | found | extra
     (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def measured(out: Path) -> dict[str, list[dict[str, Any]]]:
+def measured(out: Path, smoke: bool) -> dict[str, list[dict[str, Any]]]:
     """What is there, by lead."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob(f"*/{MEASURED}")):
         row = json.loads(path.read_text())
-        found.setdefault(row["lead"], []).append(row)
+        lead, seed = row["lead"], row["seed"]
+        if lead in LEADS and path.parent == folder_of(out, lead, seed, smoke) and is_measured(out, lead, seed, smoke):
+            found.setdefault(lead, []).append(row)
     return found
 
 
@@ -170,23 +179,27 @@ def main() -> None:
     if options.one:
         run_one(options.out, options.one[0], int(options.one[1]), options.smoke)
         return
+    failed = 0
     if not options.table:
         if missing := find_reference(DATA)[1]:
             sys.exit(missing)
         todo = [(lead, seed) for seed in range(options.seeds) for lead in options.leads]
-        todo = [(lead, seed) for lead, seed in todo if not (folder_of(options.out, lead, seed) / MEASURED).exists()]
+        todo = [(lead, seed) for lead, seed in todo if not is_measured(options.out, lead, seed, options.smoke)]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda pair: _in_own_process(options, *pair), todo))
-    print(table(measured(options.out)))
+            failed = sum(pool.map(lambda pair: _in_own_process(options, *pair), todo))
+    print(table(measured(options.out, options.smoke)))
+    sys.exit(1 if failed else 0)
 
 
-def _in_own_process(options: argparse.Namespace, lead: str, seed: int) -> None:
+def _in_own_process(options: argparse.Namespace, lead: str, seed: int) -> bool:
+    """Whether it failed."""
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     command = [sys.executable, __file__, "--out", str(options.out), "--one", lead, str(seed)]
     command += ["--smoke"] if options.smoke else []
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE, text=True)
     last = done.stderr.strip().splitlines()[-1:] if done.returncode else ["measured"]
     print(f"{lead}, seed {seed}: {' '.join(last)}", file=sys.stderr)
+    return done.returncode != 0
 
 
 if __name__ == "__main__":

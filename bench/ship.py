@@ -24,12 +24,14 @@ import rich.progress
 import esvae_kernels
 from esvae import data, pretrained
 from esvae.config import preset
+from esvae.evaluate import find_reference
 from esvae.generate import run_config
 from esvae.report.measure import Results, Settings, Subject
 from esvae.report.published import TABLE1, TABLE4
 from esvae.report.tables import SHARES, published_rows
 from esvae.runs import CONFIG, Run
 
+DATA = "fashion-mnist"  # whose card it is
 EVALUATION = "evaluation.json"
 KEPT_EVERY = 500  # updates, of the records of training; those at the end of an epoch are all kept
 
@@ -194,7 +196,12 @@ def main() -> None:
     if config != preset("best", config.data):
         asked, best = (dataclasses.asdict(c) for c in (config, preset("best", config.data)))
         sys.exit(f"{options.run}: not the preset 'best': {asked} is not {best}")
+    if config.data != DATA:
+        sys.exit(f"{options.run}: trained on {config.data}; the card is written for {DATA}")
+    if missing := find_reference(DATA)[1]:
+        sys.exit(missing)
     found = measure(options.run, options.machine, options.classifier)
+    rows(found)  # before the one that is there is gone
     run = copy(options.run, pretrained.FOLDER / config.data)
     (run.folder / EVALUATION).write_text(json.dumps(found, indent=1) + "\n")
     (run.folder / "model" / "README.md").write_text(card(found, run))

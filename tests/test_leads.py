@@ -13,9 +13,9 @@ import leads
 
 
 def test_each_lead_is_another_config_on_the_same_budget() -> None:
-    configs = {lead: leads.config_of(lead, seed=3) for lead in leads.LEADS}
+    configs = {lead: leads.config_of(lead, seed=3, smoke=False) for lead in leads.LEADS}
     assert len(set(configs.values())) == len(configs)
-    assert len({leads.folder_of(Path(), lead, 3).name for lead in configs}) == len(configs)
+    assert len({leads.folder_of(Path(), lead, 3, False).name for lead in configs}) == len(configs)
     for lead, config in configs.items():
         cost = sum(epochs * t for epochs, t in config.train.stages(config.model.steps))
         assert cost == leads.EPOCHS * leads.STEPS, lead
@@ -24,14 +24,33 @@ def test_each_lead_is_another_config_on_the_same_budget() -> None:
 
 def test_table(tmp_path: Path) -> None:
     for seed, error in enumerate((0.03, 0.04)):
-        row = dict.fromkeys(leads.COLUMNS, 1.0) | {"lead": leads.BASE, "seed": seed, "mse": error}
-        folder = leads.folder_of(tmp_path, leads.BASE, seed)
-        folder.mkdir()
-        (folder / leads.MEASURED).write_text(json.dumps(row))
-    heading, _, line = leads.table(leads.measured(tmp_path)).splitlines()
+        write(tmp_path, seed, error)
+    heading, _, line = leads.table(leads.measured(tmp_path, smoke=False)).splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:3] == ["base", "2", "0.0350 ± 0.0071"]
     assert len(cells) == heading.count("|") - 1
+
+
+def write(out: Path, seed: int, error: float, smoke: bool = False) -> Path:
+    """What a measured base leaves."""
+    config = leads.config_of(leads.BASE, seed, smoke).to_dict()
+    row = dict.fromkeys(leads.COLUMNS, 1.0) | {"lead": leads.BASE, "seed": seed, "mse": error, "config": config}
+    path = leads.folder_of(out, leads.BASE, seed, smoke) / leads.MEASURED
+    path.parent.mkdir()
+    path.write_text(json.dumps(row))
+    return path
+
+
+def test_what_was_measured_of_another_config_is_not_in_the_table(tmp_path: Path) -> None:
+    path = write(tmp_path, 0, 0.03)
+    write(tmp_path, 0, 0.5, smoke=True)
+    assert leads.is_measured(tmp_path, leads.BASE, 0, smoke=False)
+    assert [row["mse"] for row in leads.measured(tmp_path, smoke=False)[leads.BASE]] == [0.03]
+    row = json.loads(path.read_text())
+    row["config"]["model"]["latent"] += 1  # an older preset's
+    path.write_text(json.dumps(row))
+    assert not leads.is_measured(tmp_path, leads.BASE, 0, smoke=False)
+    assert leads.measured(tmp_path, smoke=False) == {}
 
 
 def test_without_the_feature_network_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
