@@ -319,7 +319,7 @@ class Export:
     """Write the encoder or the decoder of a trained model as a graph of the Neuromorphic Intermediate Representation
     (NIR), for other simulators and neuromorphic chips. Needs the package `nir`.
 
-    Example: esvae export runs/fashion --accept ">=" --out encoder.nir
+    Example: esvae export runs/fashion --accept ">=" reset --out encoder.nir
     """
 
     run: tyro.conf.Positional[RunFolder]
@@ -332,7 +332,8 @@ class Export:
     dt: float = 1e-4
     """The time step in seconds."""
     accept: tuple[str, ...] = ()
-    """What the model has and NIR cannot say: `>=` (neurons that fire at the threshold), `reset` (soft reset)."""
+    """What the model has and NIR cannot say: `>=` (neurons that fire at the threshold), `reset` (the soft reset of the
+    preset `best`: NIR's is to 0, and elsewhere its neurons lose what is above the threshold)."""
     fold: bool = False
     """Fold the norm into the weights, which is all that most simulators can read; rounds otherwise."""
     max_matrix: int = 2**24
@@ -419,6 +420,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail("out of memory: fewer time steps T, images per batch (train.batch_size) or latents take less")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -426,6 +431,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = {"train": "; `esvae train --resume` with the same --out goes on", "demo": "; `esvae demo` goes on"}
         return _fail(f"interrupted{again.get(command, '')}", 130)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class for it on a GPU alone."""
+    import torch
+
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -453,6 +466,7 @@ def _options(command: type, arguments: list[str], **defaults: Any) -> Any:
 
 def _generate(arguments: list[str]) -> None:
     options = _options(Generate, arguments)
+    from . import figures
     from .evaluate import generated
     from .generate import MAX_IMAGES, check_out, choose_prior, write_images
 
@@ -460,6 +474,8 @@ def _generate(arguments: list[str]) -> None:
     _require(options.columns >= 1, "columns", options.columns, "at least 1")
     check_out(options.out, (".png", ".npz", ""))
     loaded = _load(options)
+    if options.out.suffix.lower() == ".png":
+        figures.check_grid(options.n, options.columns, loaded.model.config.size)
     prior, notes = choose_prior(loaded.model, options.prior)
     _say(*loaded.notes, *notes)
     images = generated(
@@ -490,6 +506,7 @@ def _reconstruct(arguments: list[str]) -> None:
     name = _data_of(loaded, options)
     images = load_for(loaded.model, name, "test", options.download)
     _require(1 <= options.n <= len(images), "n", options.n, f"1 to {len(images)}, the test images of {name}")
+    figures.check_grid(options.n, options.columns, loaded.model.config.size, pairs=True)
     import torch
 
     originals = normalize(images.pixels[: options.n])
@@ -504,6 +521,9 @@ def _reconstruct(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     options = _options(Evaluate, arguments)
     _require((options.run is None) != (options.real is None), "RUN", options.run, "either RUN or --real DATA")
+    for name in ("data", "prior", "steps", "seed", "precision", "graphs") if options.real is not None else ():
+        got, default = getattr(options, name), getattr(Evaluate, name)
+        _require(got == default, name, got, f"{default!r} with --real, which runs no model")
     from . import distributed
 
     with distributed.processes(options.device) as device:
@@ -699,7 +719,10 @@ def _write_report(arguments: list[str]) -> None:
 
     _device(options.device)
     first = options.runs[0]
-    out = options.out or (Path(FOLDER) if pretrained.find(first) else first / FOLDER)
+    shipped = pretrained.find(first) is not None
+    if options.out is None and not shipped and not first.is_dir():
+        raise InputError(f"{first}: no such folder; without --out the report is written into the first RUN's folder")
+    out = options.out or (Path(FOLDER) if shipped else first / FOLDER)
     names = [field.name for field in dataclasses.fields(Settings)]
     values = {"out": out} | {name: getattr(options, name) for name in ("data", *names, "device")}
     changed = {name: value for name, value in values.items() if value != getattr(Report, name)}

@@ -74,8 +74,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _validate(self)
         _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
-        _require(self.latent >= 1, "latent", self.latent, "at least 1")
-        _require(self.steps >= 1, "steps", self.steps, "at least 1")
+        _require(1 <= self.latent <= 65536, "latent", self.latent, "1 to 65536")
+        _require(1 <= self.steps <= 1000, "steps", self.steps, "1 to 1000")
         _require(self.threshold > 0, "threshold", self.threshold, "above 0")
         _require(self.lif_shape > 0, "lif_shape", self.lif_shape, "above 0")
         _require(self.sampler_shape > 0, "sampler_shape", self.sampler_shape, "above 0")
@@ -127,7 +127,9 @@ class TrainConfig:
     weight_decay: float = 1e-3
     """Decoupled weight decay."""
     beta1: float = 0.9
+    """Decay per step of AdamW's mean of the gradients."""
     beta2: float = 0.999
+    """Decay per step of AdamW's mean of their squares."""
     schedule: Literal["constant", "one-cycle"] = "constant"
     """`one-cycle`: linear warm-up over the first `warmup` of all image time steps, then a half cosine down to 0."""
     warmup: float = 0.1
@@ -143,11 +145,13 @@ class TrainConfig:
     kl_weight: float = 1e-4
     """Weight of the Kullback-Leibler divergence (vae, fsvae)."""
     rate_weight: float = 0.0
-    """Weight of the mean firing rate of all layers in the loss: fewer spikes cost less energy."""
+    """Weight of the mean firing rate of all layers in the loss: fewer spikes cost less energy. In front of a learnt
+    readout a spike counts by the weight that it is read out with."""
     ema: float = 0.0
     """Decay per step of an average of the weights, which evaluation then uses; 0 keeps none."""
     time_steps: str = ""
-    """Time-step schedule as EPOCHS@T joined by commas, e.g. `20@4,2@16`; empty: every epoch at the model's T."""
+    """Time-step schedule as EPOCHS@T joined by commas, e.g. `20@4,2@16`, the last of them the model's T; empty: every
+    epoch at that."""
     seed: int = 0
     """Seed of everything random: weights, order, flips, noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -205,8 +209,11 @@ class Config:
         _validate(self)
         _require_own_options(self.train, self.model.kind)
         if self.train.time_steps:
-            for _, steps in self.train.stages(self.model.steps):
+            stages = self.train.stages(self.model.steps)
+            for _, steps in stages:
                 self.model.check_steps(steps, "time_steps")
+            wanted = f"a schedule that ends at T = {self.model.steps}, the model's steps"
+            _require(stages[-1][1] == self.model.steps, "time_steps", self.train.time_steps, wanted)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -348,7 +355,8 @@ def _fsvae_kl(data: str) -> Config:
 
 
 def _vae(data: str) -> Config:
-    """The VAE without spikes; the divergence weighs one over the batches of an epoch."""
+    """The VAE without spikes; the divergence weighs one over the batches of an epoch, of 60,000 images if those of the
+    data set are not known."""
     model = ModelConfig(kind="vae", steps=1, channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
     batch = 250
     kl_weight = 1 / (TRAINING_IMAGES.get(data, 60_000) // batch)

@@ -64,7 +64,8 @@ def keep_rates(model: nn.Module) -> None:
 
 
 def mean_rate(model: nn.Module) -> Tensor:
-    """The mean over all spiking layers of the firing rate (spikes per neuron and time step) in their last call.
+    """The mean over all spiking layers of the firing rate (spikes per neuron and time step) in their last call; of a
+    layer that was read out by weights, learnt ones say, the mean of its spikes by these weights.
 
     Once: the layers let go of the call's graph.
     """

@@ -2,8 +2,9 @@
 
 Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) moves a weight matrix along its momentum with all
 singular values set to about 1, so that no direction of a layer learns more slowly than the others; the lead "AdamW" of
-bench/leads.py is the same training without it. The size of a step is that of Liu et al. (2025, arXiv 2502.16982), 0.2
-in the root mean square per unit of the learning rate, as AdamW's are: learning rate and weight decay serve for both.
+bench/leads.py is the preset without it, at learning rates that suit AdamW. The size of a step is that of Liu et al.
+(2025, arXiv 2502.16982), 0.2 in the root mean square per unit of the learning rate, as AdamW's are: learning rate and
+weight decay serve for both.
 
 torch.optim.Muon takes matrices alone, not kernels of convolutions, and multiplies in bf16, which takes a CPU without
 instructions for it some twenty times as long as fp32; hence this one.

@@ -189,7 +189,7 @@ class Trainer:
         if self.run.steps()[-1:] == [self.step]:
             return
         self.writer.flush()  # a kill must not take events that are older than the checkpoint
-        parts, state = {"model": self.model.state_dict()}, {"seconds": self.seconds}
+        parts, state = {"model": self.model.state_dict()}, {"seconds": self.seconds, "images": len(self.sets["train"])}
         for name, optimizer in self.optimizers.items():
             parts[name], state[name] = optimizer_tensors(optimizer)
         if self.average:
@@ -208,6 +208,10 @@ class Trainer:
         step, seconds = state.get("step"), state.get("seconds")
         if step != self.run.steps()[-1] or step > self.total_steps or not isinstance(seconds, int | float):
             raise InputError(f"{source}: step {step!r} and seconds {seconds!r} are not those of this run")
+        count = len(self.sets["train"])
+        if state.get("images", count) != count:
+            got = f"data: got {count} training images of {self.config.data}"
+            raise InputError(f"{got}, but the run began with {state['images']!r:.20}; it goes on with those, or anew")
         try:
             for name, optimizer in self.optimizers.items():
                 restore_optimizer(optimizer, parts.get(name, {}), state.get(name))
@@ -474,7 +478,7 @@ def make_optimizer(
     optimizer = torch.optim.AdamW
     if config.optimizer == "muon":
         optimizer = Muon
-        groups = [part for group in groups for part in _with_muon(group, model.config.channels)]
+        groups = [part for group in groups for part in _with_muon(group, model)]
     device = device_of(model)
     for group in groups if in_graph else ():
         group["lr"] = torch.tensor(group["lr"], device=device)
@@ -483,11 +487,12 @@ def make_optimizer(
     return optimizer(groups, betas=betas, weight_decay=decay, fused=True, capturable=capturable)
 
 
-def _with_muon(group: dict[str, Any], channels: int) -> list[dict[str, Any]]:
+def _with_muon(group: dict[str, Any], model: Model) -> list[dict[str, Any]]:
     """The group's matrices apart from the rest, which is AdamW's: vectors, and weights next to the image or a score."""
+    outer = {id(p) for name, p in model.named_parameters() if p.dim() < 2 or name.startswith(model.outer)}
     parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in group["params"]:
-        parts[parameter.dim() >= 2 and min(parameter.shape[:2]) > channels].append(parameter)
+        parts[id(parameter) not in outer].append(parameter)
     return [group | {"params": part, "orthogonal": hidden} for hidden, part in parts.items() if part]
 
 

@@ -22,7 +22,7 @@ from training_helpers import TINY, contents, full_disk, image_folder
 
 from esvae import ESVAE, cli, data, evaluate, figures, train
 from esvae.checkpoint import load_safetensors
-from esvae.cli import main
+from esvae.cli import COMMANDS, main
 from esvae.config import Config
 from esvae.errors import InputError
 from esvae.generate import load_model
@@ -137,6 +137,30 @@ def test_resume_needs_the_folder_alone(unfinished: Path, run: Path) -> None:
     done("train", "--resume", "--out", unfinished, "--quiet")
     resumed, whole = (load_safetensors(folder / "model" / "model.safetensors") for folder in (unfinished, run))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] . DefaultCPUAllocator: not enough memory"),
+    ],
+    ids=lambda error: f"{type(error).__name__} {str(error)[-10:]}",
+)
+def test_out_of_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "generate", fail)
+    assert main(["generate"]) == 2
+    assert capsys.readouterr().err.startswith("esvae: error: out of memory: fewer time steps T")
+    monkeypatch.setitem(COMMANDS, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):  # a mistake of ours is not hidden
+        main(["generate"])
 
 
 @pytest.mark.parametrize(
@@ -500,7 +524,7 @@ def test_a_damaged_reference_leaves_the_rest(
 ) -> None:
     (tmp_path / "fashion_64.pth").write_bytes(b"damaged")
     monkeypatch.setenv("ESVAE_FAD_DIR", str(tmp_path))
-    monkeypatch.setattr(evaluate, "PUBLISHED", {load_model(run).data: ("fashion_64.pth", "fashion_test_64.npz")})
+    monkeypatch.setattr(evaluate, "PUBLISHED", {load_model(run).data: fad.PUBLISHED["fashion-mnist"]})
     monkeypatch.setattr(evaluate, "load_reference", lambda name: fad.load_reference("fashion-mnist"))
     done("evaluate", run, "--json")
     printed = capsys.readouterr()
@@ -554,7 +578,7 @@ def test_published_test_set_against_its_statistics(
 @pytest.mark.parametrize(
     ("folder", "line"),
     [
-        (None, "set ESVAE_FAD_DIR to the folder with the published mnist_64.pth and mnist_test_64.npz"),
+        (None, "set ESVAE_FAD_DIR to a folder with mnist_64.pth and mnist_test_64.npz of github.com"),
         ("empty", "empty has no mnist_64.pth and mnist_test_64.npz"),
     ],
     ids=["unset", "empty"],
@@ -644,10 +668,12 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["evaluate", "RUN", "--real", "mnist"], "accepted is either RUN or --real DATA"),
         (["evaluate", "RUN", "--data", "letters"], "name: got 'letters', accepted are fashion-mnist, mnist"),
         (["evaluate", "--real", "digits"], "no feature network is published for digits"),
+        (["evaluate", "--real", "digits", "--prior", "mixture"], "prior: got mixture, accepted is None with --real"),
+        (["evaluate", "--real", "digits", "--data", "mnist"], "data: got mnist, accepted is None with --real"),
         (["train"], "Missing from esvae train: --out"),
         (["train", "--out", "x", "--preset", "worst"], "preset: got 'worst', accepted are paper, official, best"),
         (["train", "--out", "x", "--preset"], "--preset: expected one argument"),
-        (["train", "--out", "x", "--model.latent", "0"], "latent: got 0, accepted is at least 1"),
+        (["train", "--out", "x", "--model.latent", "0"], "latent: got 0, accepted is 1 to 65536"),
         (["train", "--out", "x", "--train.time-steps", "1@1"], "time_steps: got '1@1', accepted is epochs that sum to"),
         (["train", "--out", "x", "--checkpoint-minutes", "-1"], "checkpoint_minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),

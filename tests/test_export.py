@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,19 @@ def test_the_decoder_comes_back(model: ESVAE, tmp_path: Path) -> None:
     found = nir.from_nir(nir.to_nir(half, (8,), accept=[">="]))(latent(model))
     assert expected.std() > 0.01
     assert torch.allclose(found, expected.flatten(2), atol=1e-5)
+
+
+def test_the_model_that_comes_along_as_the_readme_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("esvae_kernels.dropin.nir", reason="nir is not installed", exc_type=ImportError)
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    (line,) = [line for line in readme.read_text().splitlines() if line.startswith("esvae export ")]
+    command = shlex.split(line, comments=True)
+    command[command.index("runs/fashion")] = "fashion-mnist"
+    command[command.index("encoder.nir")] = str(tmp_path / "encoder.nir")
+    assert cli.main(command[1:]) == 0
+    command.remove("reset")
+    assert cli.main(command[1:]) == 2
+    assert "its reset is 'soft', NIR's is 'hard'" in capsys.readouterr().err
 
 
 def test_command(model: ESVAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -328,6 +328,9 @@ BAD_CONFIGS = {
     "ema": ({"train": {"ema": 1.0}}, "ema"),
     "seed": ({"train": {"seed": -1}}, "seed"),
     "time-steps": ({"train": {"epochs": 5, "time_steps": "4@x"}}, "time_steps"),
+    "time-steps' end": ({"train": {"epochs": 5, "time_steps": "3@2,2@8"}}, "time_steps"),
+    "huge": ({"model": {"latent": 10**12}}, "latent"),
+    "long": ({"model": {"steps": 10**12}}, "steps"),
 }
 
 
@@ -852,7 +855,7 @@ def damage(folder: Path, how: str) -> None:
     elif how == "other-latent":
         (folder / "config.json").write_text(json.dumps(config | {"latent": 9}))
     elif how == "huge-latent":
-        (folder / "config.json").write_text(json.dumps(config | {"latent": 10**8}))
+        (folder / "config.json").write_text(json.dumps(config | {"latent": 65536}))
     elif how == "other-prior":
         (folder / "config.json").write_text(json.dumps(config | {"prior": "mixture"}))
     elif how == "truncated":

@@ -70,9 +70,13 @@ def test_the_rest_is_adamw_s() -> None:
     assert set(muon.state[matrix]) == {"step", "momentum"}
 
 
-@pytest.mark.parametrize("kind", sorted(MODELS))
-def test_it_moves_the_weights_of_hidden_layers_alone(kind: str) -> None:
-    model = MODELS[kind](**dataclasses.asdict(ModelConfig(kind=kind, latent=8, channels=3, steps=1)))
+OPTIONS = [{"kind": kind} for kind in sorted(MODELS)] + [{"attention": "pfa", "readout": "taid"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options.values()))
+def test_it_moves_the_weights_of_hidden_layers_alone(options: dict[str, str]) -> None:
+    kind = options.get("kind", "esvae")
+    model = MODELS[kind](**dataclasses.asdict(ModelConfig(**options, latent=2, channels=3, steps=1)))
     config = TrainConfig(optimizer="muon")
     groups = train.make_optimizer(model, config).param_groups
     if kind == "gan":
@@ -82,8 +86,9 @@ def test_it_moves_the_weights_of_hidden_layers_alone(kind: str) -> None:
     by_adamw = {names[id(p)] for group in groups if not group["orthogonal"] for p in group["params"]}
     assert not by_muon & by_adamw
     assert by_muon | by_adamw == set(names.values())
-    touching = ("to_image", "encoder.0.", "critic.convolutions.0.", "critic.to_score")
-    assert all(not name.startswith(touching) and not name.endswith("bias") for name in by_muon)
+    touching = ("to_image", "encoder.0.", "critic.convolutions.0.", "critic.to_score", "attention", "taid")
+    hidden = {n for n, p in model.named_parameters() if p.dim() >= 2 and not n.startswith(touching)}
+    assert by_muon == hidden
     assert any(name.startswith("decoder.") for name in by_muon)
     assert {group["base_lr"] for group in groups} == {group["lr"] for group in groups}
 

@@ -240,6 +240,15 @@ def test_run_of_another_config(tmp_path: Path, sets: dict[str, data.ImageSet], c
     assert run.metrics() == []
 
 
+def test_other_training_images_than_it_began_with(tmp_path: Path, sets: dict[str, data.ImageSet]) -> None:
+    interrupt(tmp_path / "run", sets, train.Trainer, "_step", 9)
+    before = contents(tmp_path / "run" / "checkpoints")
+    fewer = sets | {"train": sets["train"].part(0, 40)}
+    with pytest.raises(InputError, match="data: got 40 training images of digits, but the run began with 43"):
+        go(tmp_path / "run", fewer, resume=True)
+    assert contents(tmp_path / "run" / "checkpoints") == before
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

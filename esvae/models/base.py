@@ -30,10 +30,12 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         kind: as in `ModelConfig`.
         config: its options.
         priors: what `generate` can draw from.
+        outer: how the names of weights begin that are next to the image or a score, not between hidden layers.
     """
 
     kind: str
     priors: tuple[str, ...]
+    outer: tuple[str, ...] = ("encoder.0.", "to_image.", "attention.", "taid.")
 
     def __init__(self, **options) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ class GAN(PoissonLatent):
     """Generator and critic; see `ModelConfig` for the options. Training alone needs the critic."""
 
     kind = "gan"
+    outer = (*PoissonLatent.outer, "critic.convolutions.0.", "critic.to_score.")
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
