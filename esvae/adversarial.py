@@ -3,7 +3,9 @@
     critic      mean(max(0, 1 - D(x))) + mean(max(0, 1 + D(G(z))))
     generator   -mean(D(G(z)))
 
-In a step the critic learns first, then the generator, from the same images, by the critic as it is then.
+In a step the critic learns first, then the generator, from the same images, by the critic as it is then. The critic
+sees all images through Gaussian noise (`critic_noise`; instance noise, Sonderby et al., 2017, arXiv 1610.04490). Else a
+spiking critic is always right within some hundred steps: what bounds its maps does not bound its spikes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from . import distributed
 from .evaluate import autocast
 from .models import GAN
+from .models.base import following
+from .prior import normal
 from .train import Trainer, make_optimizer
 
 
@@ -33,8 +37,13 @@ class AdversarialTrainer(Trainer):
 
     def _learn(self, images: Tensor, seed: int | Tensor, progress: float | Tensor) -> dict[str, Tensor]:
         model = self.model
+        start = distributed.rank() * len(images)
         with autocast(self.device, self.precision):
-            fakes = model.generate(len(images), seed=seed, start=distributed.rank() * len(images))
+            fakes = model.generate(len(images), seed=seed, start=start)
+        streams = following(following(seed))  # behind those that `generate` takes
+        images = self._noisy(images, start, streams)
+        fakes = self._noisy(fakes, start, following(streams))
+        with autocast(self.device, self.precision):
             real, fake = model.criticise(torch.cat([images, fakes.detach()])).chunk(2)
         loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
         critic_norm = self._descend(self.optimizers["critic_optimizer"], loss)
@@ -49,3 +58,11 @@ class AdversarialTrainer(Trainer):
             "gradient_norm": norm,
             "critic_gradient_norm": critic_norm,
         }
+
+    def _noisy(self, images: Tensor, start: int, seed: int | Tensor) -> Tensor:
+        """images (N, C, H, W), those from `start` on in the whole batch -> the same as the critic sees them."""
+        deviation = self.config.train.critic_noise
+        if deviation == 0:
+            return images
+        ids = start + torch.arange(len(images), device=images.device)
+        return images + deviation * normal(ids, images[0].numel(), seed).view(images.shape)

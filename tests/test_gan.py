@@ -16,6 +16,7 @@ from torch import Tensor
 from esvae import data, train
 from esvae.config import preset
 from esvae.models import GAN
+from esvae.prior import normal
 from esvae.runs import Run
 
 N, T = 4, 3
@@ -67,14 +68,19 @@ def trainer(tmp_path: Path, **options) -> train.Trainer:
     return made
 
 
-def test_the_losses_of_a_step(tmp_path: Path) -> None:
-    """The hinge loss of the critic before its step, the generator's by the critic behind it, of the same images."""
-    made, literal = trainer(tmp_path), trainer(tmp_path)
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_the_losses_of_a_step(noise: float, tmp_path: Path) -> None:
+    """The hinge loss of the critic before its step, the generator's by the critic behind it, of the same images and
+    the same noise on them."""
+    made, literal = (trainer(tmp_path, critic_noise=noise) for _ in range(2))
     images = data.normalize(made.sets["train"].pixels[:8])
     seed = train.step_seed(0, 0)
     found = made._step(images)
 
     fakes = literal.model.generate(8, seed=seed)
+    on_real, on_fakes = (noise * normal(torch.arange(8), 32 * 32, seed + k).view(8, 1, 32, 32) for k in (2, 3))
+    assert abs(float(torch.corrcoef(torch.stack([on_real.flatten(), on_fakes.flatten()]))[0, 1])) < 0.05 or not noise
+    images, fakes = images + on_real, fakes + on_fakes
     real, fake = literal.model.criticise(torch.cat([images, fakes.detach()])).chunk(2)
     critic_loss = (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
     assert found["loss"] == critic_loss
