@@ -109,10 +109,15 @@ def folder_of(out: Path, lead: str, seed: int, smoke: bool) -> Path:
     return out / f"{name}-{seed}{'-smoke' if smoke else ''}"
 
 
+def row_of(path: Path, smoke: bool) -> dict[str, Any] | None:
+    """What was measured by the config of today, if it was: an older base or lead of the same name is another one."""
+    row = json.loads(path.read_text()) if path.exists() else {}
+    known = row.get("lead") in LEADS and row.get("config") == config_of(row["lead"], row["seed"], smoke).to_dict()
+    return row if known else None
+
+
 def is_measured(out: Path, lead: str, seed: int, smoke: bool) -> bool:
-    """By the config of today: an older base or lead of the same name is another one."""
-    path = folder_of(out, lead, seed, smoke) / MEASURED
-    return path.exists() and json.loads(path.read_text()).get("config") == config_of(lead, seed, smoke).to_dict()
+    return row_of(folder_of(out, lead, seed, smoke) / MEASURED, smoke) is not None
 
 
 def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
@@ -144,10 +149,8 @@ def measured(out: Path, smoke: bool) -> dict[str, list[dict[str, Any]]]:
     """What is there, by lead."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob(f"*/{MEASURED}")):
-        row = json.loads(path.read_text())
-        lead, seed = row["lead"], row["seed"]
-        if lead in LEADS and path.parent == folder_of(out, lead, seed, smoke) and is_measured(out, lead, seed, smoke):
-            found.setdefault(lead, []).append(row)
+        if row := row_of(path, smoke):
+            found.setdefault(row["lead"], []).append(row)
     return found
 
 

@@ -201,10 +201,10 @@ def main() -> None:
     if missing := find_reference(DATA)[1]:
         sys.exit(missing)
     found = measure(options.run, options.machine, options.classifier)
-    rows(found)  # before the one that is there is gone
-    run = copy(options.run, pretrained.FOLDER / config.data)
+    text = card(found, Run.open(options.run))  # before the one that is there is gone
+    run = copy(options.run, pretrained.FOLDER / DATA)
     (run.folder / EVALUATION).write_text(json.dumps(found, indent=1) + "\n")
-    (run.folder / "model" / "README.md").write_text(card(found, run))
+    (run.folder / "model" / "README.md").write_text(text)
     print(run.folder)
 
 

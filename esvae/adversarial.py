@@ -38,12 +38,10 @@ class AdversarialTrainer(Trainer):
     def _learn(self, images: Tensor, seed: int | Tensor, progress: float | Tensor) -> dict[str, Tensor]:
         model = self.model
         start = distributed.rank() * len(images)
+        noise = following(following(seed))  # behind the streams that `generate` takes
         with autocast(self.device, self.precision):
             fakes = model.generate(len(images), seed=seed, start=start)
-        streams = following(following(seed))  # behind those that `generate` takes
-        images = self._noisy(images, start, streams)
-        fakes = self._noisy(fakes, start, following(streams))
-        with autocast(self.device, self.precision):
+            images, fakes = self._noisy(images, start, noise), self._noisy(fakes, start, following(noise))
             real, fake = model.criticise(torch.cat([images, fakes.detach()])).chunk(2)
         loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
         critic_norm = self._descend(self.optimizers["critic_optimizer"], loss)

@@ -24,7 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .config import Config, preset
+from .config import MAX_STEPS, Config, preset
 from .errors import InputError, TellsRankZero
 
 if TYPE_CHECKING:
@@ -521,9 +521,10 @@ def _reconstruct(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     options = _options(Evaluate, arguments)
     _require((options.run is None) != (options.real is None), "RUN", options.run, "either RUN or --real DATA")
-    for name in ("data", "prior", "steps", "seed", "precision", "graphs") if options.real is not None else ():
-        got, default = getattr(options, name), getattr(Evaluate, name)
-        _require(got == default, name, got, f"{default!r} with --real, which runs no model")
+    if options.real is not None:
+        for name in ("data", "prior", "steps", "seed", "precision", "graphs"):
+            got, default = getattr(options, name), getattr(Evaluate, name)
+            _require(got == default, name, got, f"{default!r} with --real, which runs no model")
     from . import distributed
 
     with distributed.processes(options.device) as device:
@@ -768,7 +769,7 @@ def _load(options: Generate | Reconstruct | Evaluate | Robustness | Classify | E
 
 
 def _check_steps(steps: int | None) -> None:
-    _require(steps is None or 1 <= steps <= 1000, "steps", steps, "1 to 1000")
+    _require(steps is None or 1 <= steps <= MAX_STEPS, "steps", steps, f"1 to {MAX_STEPS}")
 
 
 def _data_of(loaded: Loaded, options: Reconstruct | Evaluate | Robustness | Classify | Energy) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
 
+MAX_STEPS = 1000
+
 SurrogateName = Literal[
     "rectangular", "straight-through", "sigmoid", "atan", "triangular", "fast-sigmoid", "gaussian", "piecewise-exp"
 ]
@@ -75,7 +77,6 @@ class ModelConfig:
         _validate(self)
         _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
         _require(1 <= self.latent <= 65536, "latent", self.latent, "1 to 65536")
-        _require(1 <= self.steps <= 1000, "steps", self.steps, "1 to 1000")
         _require(self.threshold > 0, "threshold", self.threshold, "above 0")
         _require(self.lif_shape > 0, "lif_shape", self.lif_shape, "above 0")
         _require(self.sampler_shape > 0, "sampler_shape", self.sampler_shape, "above 0")
@@ -102,6 +103,7 @@ class ModelConfig:
 
     def check_steps(self, steps: int, name: str = "steps") -> None:
         """That the model can run at `steps` time steps, or an InputError; `name` is what they were asked for by."""
+        _require(1 <= steps <= MAX_STEPS, name, steps, f"1 to {MAX_STEPS}")
         if self.kind == "vae":
             _require(steps == 1, name, steps, "1: kind 'vae' knows no time")
         if self.readout == "taid":

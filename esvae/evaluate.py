@@ -174,8 +174,8 @@ def evaluate(
     Returns:
         `data`, `images` (of the test set: all), `prior`, `steps` (T), `seed`, `precision`, `device`, `batch_size`,
         `generated` (images drawn; 0 without any network), `mse` (scale [-1, 1]); `not_measured`, a line for each of
-        `fad`, `fad_own`, `prdc`, `fid` and `inception_score` that is not there; and, of the generated images and, as
-        `KEY_floor`, of the first real training images, as many if there are so many:
+        `fad`, `fad_own`, `fad_own_floor`, `prdc`, `fid` and `inception_score` that is not there; and, of the generated
+        images and, as `KEY_floor`, of the first real training images, as many if there are so many:
 
         - `fad_paper`, `fad_eval` with a published reference (`find_reference`), also of the first 5,120 test images'
           reconstructions as `KEY_reconstructions`;

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 BACKGROUND = 255  # white: the data sets' own background is black
 MAX_PIXELS = 1 << 28  # of one grid
+SCALE, PAD = 2, 2  # of a grid: pixels per pixel of an image, and between images
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"  # Okabe and Ito's, told apart by colour-blind
 
 
-def image_grid(images: Tensor, columns: int, scale: int = 2, pad: int = 2) -> Image.Image:
+def image_grid(images: Tensor, columns: int, scale: int = SCALE, pad: int = PAD) -> Image.Image:
     """Images side by side, row by row, enlarged without interpolation.
 
     Args:
@@ -47,7 +48,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 2, pad: int = 2) -> Im
 
 
 def reconstruction_grid(
-    originals: Tensor, reconstructions: Tensor, columns: int, scale: int = 2, pad: int = 2
+    originals: Tensor, reconstructions: Tensor, columns: int, scale: int = SCALE, pad: int = PAD
 ) -> Image.Image:
     """Pairs: a row of originals, below it the row of their reconstructions, a wider gap, the next two rows ...
 
@@ -76,7 +77,7 @@ def check_grid(count: int, columns: int, size: int, *, pairs: bool = False) -> N
         InputError: the grid would have more than `MAX_PIXELS` pixels.
     """
     rows = -(-count // columns) * (2 if pairs else 1)
-    _page(rows, min(count, columns), 2 * size, 2 * size, 2, pairs)
+    _page(rows, min(count, columns), SCALE * size, SCALE * size, PAD, pairs)
 
 
 def save_image(image: Image.Image, path: Path | str) -> None:

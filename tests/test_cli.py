@@ -491,6 +491,21 @@ def test_own_features(
         assert "fad_own_reconstructions" in result
 
 
+def test_too_few_training_images_cost_the_floor_alone(
+    run: Path, many: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(own_features, "STEPS", 2)
+    monkeypatch.setattr(evaluate, "GENERATED", 140)
+    many["test"] = many["test"].repeat(2, 1, 1, 1)
+    done("evaluate", run, "--own-features", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert {"fad_own", "fad_own_reconstructions", "fad_own_weights"} <= result.keys()
+    assert "fad_own_floor" not in result
+    line = result["not_measured"]["fad_own_floor"]
+    assert line.startswith(f"{len(many['train'])} training images of ")
+    assert line.endswith("needed are 128, one per feature")
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "lines"),
     [

@@ -329,6 +329,7 @@ BAD_CONFIGS = {
     "seed": ({"train": {"seed": -1}}, "seed"),
     "time-steps": ({"train": {"epochs": 5, "time_steps": "4@x"}}, "time_steps"),
     "time-steps' end": ({"train": {"epochs": 5, "time_steps": "3@2,2@8"}}, "time_steps"),
+    "time-steps' T": ({"train": {"epochs": 5, "time_steps": "3@100000000,2@16"}}, "time_steps"),
     "huge": ({"model": {"latent": 10**12}}, "latent"),
     "long": ({"model": {"steps": 10**12}}, "steps"),
 }

@@ -108,16 +108,15 @@ class Subject:
         return 0 if self.config is None else self.config.train.seed
 
     def records(self) -> list[dict[str, Any]]:
-        """Of its training."""
-        return [] if self.run is None else self.run.metrics()
+        """Of its training; none where they are damaged: what is measured on the model does not need them."""
+        try:
+            return [] if self.run is None else self.run.metrics()
+        except InputError:
+            return []
 
     def images_seen(self) -> int | None:
         """In training, by its records; None where they do not say."""
-        try:
-            records = self.records()
-        except InputError:  # damaged
-            return None
-        images = records[-1].get("images") if records else None
+        images = next((record.get("images") for record in self.records()[-1:]), None)
         return images if isinstance(images, int) else None
 
     @property
@@ -404,18 +403,17 @@ def systems(subjects: Iterable[Subject]) -> list[System]:
     """In the order of their first runs, by data set."""
     groups: dict[str, list[Subject]] = {}
     for subject in subjects:
-        unfinished = subject.notes and str(subject.folder)  # weights of some step or other are comparable with none
-        unknown = subject.config is None and str(subject.folder)  # how it was trained
-        key = json.dumps([subject.data, unknown, unfinished, subject.options], sort_keys=True)
+        # Weights of some step or other, or trained nobody knows how, are comparable with none.
+        alone = str(subject.folder) if subject.notes or subject.config is None else None
+        key = json.dumps([subject.data, alone, subject.options], sort_keys=True)
         groups.setdefault(key, []).append(subject)
     made = [
         System(_name(members[0]), members[0].data, sorted(members, key=lambda subject: subject.seed))
         for members in groups.values()
     ]
-    names = [system.name + _difference(system, made) for system in made]
+    names = [(system.data, system.name + _difference(system, made)) for system in made]
     for system, name in zip(made, names, strict=True):
-        alike = [other for other, n in zip(made, names, strict=True) if (other.data, n) == (system.data, name)]
-        system.name = name if len(alike) == 1 else f"{name} ({system.first.folder})"
+        system.name = name[1] if names.count(name) == 1 else f"{name[1]} ({system.first.folder})"
     return sorted(made, key=lambda system: [other.data for other in made].index(system.data))
 
 

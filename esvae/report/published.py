@@ -149,3 +149,4 @@ TABLE5 = [
 # How the published code, and FSVAE's, on which it is built, compute what has the same name here.
 FID = "clean-fid"
 INCEPTION_SCORE = "values in 0..255"
+UNKNOWN = "by its own code"  # how others do

@@ -146,7 +146,7 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
         ],
     )
     for row in published_rows(rows, data):
-        known = row.protocol != published.CITED
+        cited = row.protocol == published.CITED
         main.add(
             [
                 row.system,
@@ -154,8 +154,8 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
                 _figure(row, "mse", ".3f"),
                 _figure(row, "fad", ".2f"),
                 None,
-                _figure(row, "fid", ".2f", published.FID if known else "by its own code"),
-                _figure(row, "inception_score", ".3f", published.INCEPTION_SCORE if known else "by its own code"),
+                _figure(row, "fid", ".2f", published.UNKNOWN if cited else published.FID),
+                _figure(row, "inception_score", ".3f", published.UNKNOWN if cited else published.INCEPTION_SCORE),
             ],
             ours=False,
         )
