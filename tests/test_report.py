@@ -8,6 +8,7 @@ import html
 import io
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -122,7 +123,7 @@ def table_rows(out: Path, what: str, table: int = 0) -> dict[str, dict[str, Any]
 
 class TestAllOfEveryKind:
     def test_files(self, whole: tuple[Path, list[str]]) -> None:
-        expected = {f"{what}.{suffix}" for what in SECTIONS for suffix in ("md", "json")} | {"report.html"}
+        expected = {f"{what}.{suffix}" for what in SECTIONS for suffix in ("md", "json")} | {"report.html", "report.md"}
         expected |= {f"{what}.{s}" for what in SECTIONS if not what.startswith("table") for s in ("png", "svg")}
         assert {path.name for path in whole[0].iterdir()} == expected
 
@@ -186,6 +187,12 @@ class TestAllOfEveryKind:
         assert (page < 255).mean() > 0.005
         assert page.shape[1] == 1500
 
+    def test_index_leads_to_every_section(self, whole: tuple[Path, list[str]]) -> None:
+        text = (whole[0] / "report.md").read_text()
+        assert re.findall(r"\]\((\w+)\.md\)", text) == list(SECTIONS)
+        assert "--model.latent 4 --train.epochs 2 --train.batch_size 16" in text
+        assert "```sh\nesvae report all\n```" in text
+
     def test_page_stands_alone(self, whole: tuple[Path, list[str]]) -> None:
         text = (whole[0] / "report.html").read_text()
         parser = Parsed()
@@ -198,8 +205,8 @@ class TestAllOfEveryKind:
         assert {link.removeprefix("#") for link in parser.links} == set(SECTIONS)
         assert set(SECTIONS) <= parser.ids
         assert all(image.get("alt") for image in parser.images)
-        assert "--model.latent 4 --train.epochs 2 --train.batch_size 16" in text
-        assert "--train.seed" not in text
+        assert "--model.latent 4 --train.epochs 2 --train.batch_size 16" in parser.text
+        assert "--train.seed" not in parser.text
 
 
 class Parsed(HTMLParser):
@@ -215,6 +222,10 @@ class Parsed(HTMLParser):
         self.links: list[str] = []
         self.sources: list[str] = []
         self.images: list[dict[str, str | None]] = []
+        self.text = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
@@ -238,7 +249,7 @@ def test_command_line(runs: dict[str, Path], capsys: pytest.CaptureFixture[str])
     assert main(["report", "table4", str(runs["vae"]), str(runs["fsvae"]), *QUICK]) == 0
     out = runs["vae"] / "report"
     printed = capsys.readouterr().out.splitlines()
-    assert printed == [str(out / name) for name in ("table4.md", "table4.json", "report.html")]
+    assert printed == [str(out / name) for name in ("table4.md", "table4.json", "report.md", "report.html")]
     assert set(table_rows(out, "table4")) == {"ANN VAE", "FSVAE"}
     command = command_line("table4", [runs["vae"], runs["fsvae"]], {"out": out, "classifier_epochs": 2})
     assert html.escape(command) in (out / "report.html").read_text()

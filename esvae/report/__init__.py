@@ -39,7 +39,7 @@ SECTIONS: dict[str, Callable[[list[System], Results], Section]] = {
     "fig7": drawings.fig7,
     "table5": tables.table5,
 }
-PAGE = "report.html"
+PAGE, INDEX = "report.html", "report.md"
 ENVIRONMENT = ("ESVAE_DATA_DIR", "ESVAE_FAD_DIR", "ESVAE_INCEPTION")
 
 TITLE = "Spiking autoencoders: measured, beside the published figures"
@@ -75,7 +75,8 @@ def report(
         say: is given a line for everything that cannot be measured; the report goes on without it.
 
     Returns:
-        the files: `<what>.md`, `<what>.json`, of figures `<what>.png` and `<what>.svg`, and `report.html`.
+        the files: `<what>.md`, `<what>.json`, of figures `<what>.png` and `<what>.svg`, `report.html` with all of
+        it, and `report.md`, which leads to the Markdown files.
 
     Raises:
         InputError: none of the runs can be loaded, or `out` cannot be written to.
@@ -100,8 +101,17 @@ def report(
                     pictures[name] = content
         write(f"{name}.md", section.markdown())
         write(f"{name}.json", json.dumps(section.to_json(), indent=1, allow_nan=False) + "\n")
-    write(PAGE, page(TITLE, ABOUT, _overview(members), missing, sections, command, pictures))
+    overview = _overview(members)
+    write(INDEX, _index(overview, missing, sections, command))
+    write(PAGE, page(TITLE, ABOUT, overview, missing, sections, command, pictures))
     return written
+
+
+def _index(overview: Table, missing: dict[str, str], sections: list[Section], command: str) -> str:
+    """The page's head in Markdown, where its sections are files of their own."""
+    links = [f"[{section.title}]({section.what}.md)" for section in sections]
+    head = Section("report", TITLE, ABOUT, [overview], notes=links, missing=missing)
+    return f"{head.markdown()}\n## How to make this again\n\n```sh\n{command}\n```\n"
 
 
 def _open(
@@ -128,7 +138,8 @@ def _open(
 
 
 def _overview(members: list[System]) -> Table:
-    table = Table("", ["system", "data", "d", "T", "parameters", "training", "options beside the preset", "runs"])
+    columns = ["system", "data", "d", "T", "parameters", "training", "options beside the preset", "runs"]
+    table = Table("Systems", columns)
     for system in members:
         config, model = system.first.model.config, system.first.model
         table.add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from html import escape
 from string import Template
 
@@ -34,6 +35,7 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align:
 th { border-bottom: 2px solid var(--grey); }
 td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.about { min-width: 13rem; color: var(--grey); overflow-wrap: anywhere; }
+.flag { white-space: nowrap; }
 tr.ours { background: var(--ours); }
 tr.ours th[scope=row] { font-weight: 700; }
 th[scope=row] { font-weight: 400; border-bottom: 1px solid var(--line); min-width: 8rem; }
@@ -123,7 +125,8 @@ def _cell(cell: str | Value | None) -> str:
     if cell is None:
         return f'<td class="number">{NOTHING}</td>'
     if isinstance(cell, str):
-        return f"<td{' class=about' if len(cell) > SHORT else ''}>{escape(cell)}</td>"
+        text = re.sub(r"--\S+", r'<span class="flag">\g<0></span>', escape(cell))  # else broken behind its hyphens
+        return f"<td{' class=about' if len(cell) > SHORT else ''}>{text}</td>"
     number, bracket, rest = str(cell).partition(" (")
     small = f"<small>{escape(rest.removesuffix(')'))}</small>" if bracket else ""
     return f'<td class="number">{escape(number)}{small}</td>'
