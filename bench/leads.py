@@ -141,7 +141,7 @@ def run_one(out: Path, lead: str, seed: int, smoke: bool) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     about = {"lead": lead, "seed": seed, "options": LEADS[lead], "config": config.to_dict()}
-    measured = about | found | extra
+    measured = found | extra | about  # the seed of the training, not that of the evaluation
     (folder / MEASURED).write_text(json.dumps(measured, indent=1) + "\n")
 
 

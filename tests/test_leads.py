@@ -53,6 +53,19 @@ def test_what_was_measured_of_another_config_is_not_in_the_table(tmp_path: Path)
     assert leads.measured(tmp_path, smoke=False) == {}
 
 
+def test_what_is_trained_and_measured_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own seed, which is not that of the noise in the evaluation."""
+    monkeypatch.setattr(leads, "DATA", "digits")  # which has no published feature network
+    monkeypatch.setattr(leads, "generated", lambda *args, **kwargs: None)
+    monkeypatch.setattr(leads, "find_reference", lambda name: (None, ""))
+    monkeypatch.setattr(leads, "fad", lambda *args: {"fad_paper": 1.0, "fad_eval": 1.0})
+    leads.run_one(tmp_path, leads.BASE, 5, smoke=True)
+    (row,) = leads.measured(tmp_path, smoke=True)[leads.BASE]
+    assert row["seed"] == 5
+    assert 0 < row["mse"] < 4
+    assert leads.is_measured(tmp_path, leads.BASE, 5, smoke=True)
+
+
 def test_without_the_feature_network_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ESVAE_FAD_DIR", raising=False)
     monkeypatch.setattr(sys, "argv", ["leads.py", "--out", str(tmp_path)])
