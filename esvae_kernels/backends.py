@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -47,7 +46,8 @@ _BACKENDS = {
 }
 # By device type, the fastest first; elsewhere the reference.
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
-_forced: ContextVar[str | None] = ContextVar("esvae_backend", default=None)
+# The innermost last. Of the process, not of a thread: autograd runs a GPU's backward in a thread of its own.
+_forced: list[str] = []
 
 
 def available_backends() -> list[str]:
@@ -63,17 +63,18 @@ def _checked(name: str, source: str) -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces a backend within a `with` block; an op raises there if it cannot run. Overrides `ESVAE_BACKEND`."""
-    token = _forced.set(_checked(name, "use_backend"))
+    """Forces a backend within a `with` block, in all threads; an op raises there if it cannot run. Overrides
+    `ESVAE_BACKEND`. A backward that comes behind the block runs on what is picked then, and gives the same."""
+    _forced.append(_checked(name, "use_backend"))
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def pick(device: torch.device) -> str:
     """The backend for a tensor on `device`: the forced one, else the fastest that runs."""
-    forced = _forced.get()
+    forced = _forced[-1] if _forced else None
     if forced is None and (name := os.environ.get("ESVAE_BACKEND")):
         forced = _checked(name, "ESVAE_BACKEND")
     if forced is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numbers
-import sys
+import math
 
 import torch
 from torch import Tensor
 
 from .native import DTYPES, OUT_DTYPES
-from .surrogate import Surrogate
+from .surrogate import SURROGATES, Surrogate
+from .surrogate.reference import real
 
 
 def floating(name: str, tensor: object, least_dims: int, shape: str) -> None:
@@ -41,23 +41,27 @@ def like(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.dtype, 
         raise ValueError(f"{name}: got device {tensor.device}, accepted is {device}")
 
 
-def parameter(name: str, value: object, channels: int, device: torch.device) -> float | Tensor:
-    """A finite number, or a tensor of 1 element or one per channel; what is in a tensor is never looked at."""
+def parameter(name: str, value: object, channels: int, device: torch.device, dtype: torch.dtype) -> float | Tensor:
+    """A number that is finite in `dtype`, or a tensor of 1 element or one per channel, whose values are never looked
+    at."""
     per_channel = f" or ({channels},)" if channels != 1 else ""
     if isinstance(value, Tensor):
-        if value.dim() > 1 or value.numel() not in (1, channels):
+        # Not `in (1, channels)`: torch.compile takes that for identity where channels is a symbol.
+        if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are a number, (1,){per_channel}")
         floating(name, value, 0, "of floating point")
         if value.device != device:
             raise ValueError(f"{name}: got device {value.device}, accepted is {device}")
         return value
-    return number(name, value, f"are a finite number and a tensor (1,){per_channel}")
+    return number(name, value, f"are a finite number and a tensor (1,){per_channel}", dtype)
 
 
-def number(name: str, value: object, accepted: str = "is a finite number") -> float:
-    if not isinstance(value, bool) and isinstance(value, numbers.Real) and abs(value) <= sys.float_info.max:
-        return float(value)
-    raise ValueError(f"{name}: got {str(value)[:80]}, accepted {accepted}")
+def number(name: str, value: object, accepted: str = "is a finite number", dtype: torch.dtype = torch.float64) -> float:
+    """A number that is finite in `dtype`, in which it is computed with."""
+    if abs(found := real(value)) <= torch.finfo(dtype).max:
+        return found
+    in_dtype = f" (in {str(dtype).removeprefix('torch.')})" if math.isfinite(found) else ""
+    raise ValueError(f"{name}: got {str(value)[:80]}, accepted {accepted}{in_dtype}")
 
 
 def spikes_dtype(dtype: object, source: Tensor, integers: bool, *others: object) -> torch.dtype:
@@ -81,7 +85,7 @@ def spikes_dtype(dtype: object, source: Tensor, integers: bool, *others: object)
 
 
 def surrogate(value: object) -> Surrogate:
-    if not isinstance(value, Surrogate) or type(value) is Surrogate:
+    if type(value) not in SURROGATES.values():  # the kernels would pass by what a subclass changes
         hint = " (an instance, not the class)" if isinstance(value, type) else ""
         raise TypeError(f"surrogate: got {value!r}, accepted is one of esvae_kernels.surrogate{hint}")
     return value

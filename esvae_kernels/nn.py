@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from . import check
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
@@ -143,7 +144,8 @@ class LI(_Neuron):
     ) -> Tensor | tuple[Tensor, ...]:
         options = self.options
         if isinstance(self.readout, str):
-            time = len(x) if steps is None else steps
+            check.floating("x", x, 1, "(T, N, *), or (N, *) when steps= is given")
+            time = len(x) if steps is None else check.steps("steps", steps)
             options["readout"] = "rate" if self.readout == "mean" else [0.0] * (time - 1) + [1.0]
         # The "spike" of a smooth StraightThrough is m - threshold, that is the potential itself.
         options |= {"threshold": 0.0, "reset": "none", "surrogate": StraightThrough(smooth=True)}

@@ -136,12 +136,17 @@ def layer_and_inputs() -> tuple[nn.BNLIF, Tensor, Tensor]:
 
 
 def check_layer() -> None:
-    """Unequal parts of a batch, under the group, against the whole batch."""
+    """Unequal parts of a batch, under the group, against the whole batch; of one rank also an empty part."""
+    for least in (2, 0):
+        _check_layer(least)
+
+
+def _check_layer(least: int) -> None:
     (layer, y, cotangent), (whole, _, _) = layer_and_inputs(), layer_and_inputs()
     expected = whole(y.requires_grad_())
     (expected * cotangent).sum().backward()
     rank, ranks = distributed.rank(), distributed.ranks()
-    cuts = [0, *(2 + 2 * r for r in range(ranks - 1)), 11]
+    cuts = [0, *(least + 2 * r for r in range(ranks - 1)), 11]
     part = slice(cuts[rank], cuts[rank + 1])
     layer.process_group = dist.group.WORLD
     own = y.detach()[:, part].requires_grad_()

@@ -97,6 +97,19 @@ def test_forced_on_the_wrong_device() -> None:
             one_line(call, RuntimeError, f"backend {name!r} was asked for but cannot run")
 
 
+@pytest.mark.parametrize("backend", OURS)
+def test_a_backward_runs_on_the_forced_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """autograd runs it in a thread of its own."""
+    ran = []
+    with use_backend(backend):
+        room = backends.room("esvae_kernels.ops.lif", DEVICE)
+        run = room.lif_backward
+        monkeypatch.setattr(room, "lif_backward", lambda *arguments: ran.append(backend) or run(*arguments))
+        x = numbers(4, 3).requires_grad_()
+        lif(x, **OPTIONS)[0].sum().backward()
+    assert ran == [backend]
+
+
 def test_tensors_on_two_devices_are_refused() -> None:
     x, host = numbers(4, 2, 3), torch.device("cpu")
     one_line(lambda: lif(x, numbers(2, 3, device=host), **OPTIONS), ValueError, "v: got device cpu, accepted is")

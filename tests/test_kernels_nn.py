@@ -334,6 +334,12 @@ def test_li_copies_and_words() -> None:
     one_line(lambda: nn.LI(decay=0.9, readout="rate"), ValueError, "readout: got 'rate', accepted are None, 'last'")
     with pytest.raises(ValueError, match="readout: got weights"):
         nn.LI(decay=0.9, readout=[1.0, 2.0])(x)
+    for readout in ("last", "mean"):
+        li = nn.LI(decay=0.9, readout=readout)
+        for steps in (2.5, "a", 0):
+            one_line(lambda li=li, steps=steps: li(x, steps=steps), ValueError, f"steps: got {steps!r}, accepted is")
+        one_line(lambda li=li: li(None), TypeError, "x: got NoneType, accepted is a tensor (T, N, *)")
+        one_line(lambda li=li: li(torch.tensor(1.0)), ValueError, "x: got shape (), accepted is (T, N, *)")
 
 
 # --------------------------------------------------------------------------------------------------------- BNLIF

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +23,7 @@ from kernel_helpers import (
     SURROGATES,
     assert_all_same_bits,
     assert_gradients,
+    assert_near,
     assert_same_bits,
     assert_same_bits_or_nan,
     assert_sums,
@@ -38,6 +40,7 @@ from kernel_helpers import (
     randint,
     randn,
     run_lif,
+    uniform,
     use_kernel,
 )
 from torch import Tensor
@@ -46,7 +49,7 @@ from esvae_kernels import lif, use_backend
 from esvae_kernels.layout import is_channels_last
 from esvae_kernels.native import SERIAL_BELOW
 from esvae_kernels.ops.lif import reference
-from esvae_kernels.ops.lif.reference import PARAMETERS, RESETS
+from esvae_kernels.ops.lif.reference import CHUNK, PARAMETERS, RESETS
 from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough, Surrogate
 
 OPTIONS = {"decay": 0.3, "threshold": 0.5}
@@ -791,6 +794,25 @@ def test_gradient_of_one_input_alone(backend: str) -> None:
         assert [t.grad is None for t in inputs] == [at != k for at in range(3)]
 
 
+@cpu_only("of a GPU's backends are the tests in test_gpu.py")
+@pytest.mark.parametrize("options", [{}, {"synapse": 0.5}, {"readout": "rate"}], ids=["plain", "synapse", "rate"])
+@pytest.mark.parametrize("backward", BACKENDS)
+@pytest.mark.parametrize("forward", BACKENDS)
+def test_forward_and_backward_on_different_backends(forward: str, backward: str, options: dict) -> None:
+    """The backward starts again from potentials that the forward saved."""
+    x = randn(3 * CHUNK + 2, 3, 4)
+
+    def gradient(forward: str, backward: str) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        with use_backend(forward):
+            out, v, *_ = lif(leaf, decay=0.9, threshold=1.0, reset="soft", **options)
+        with use_backend(backward):
+            ((out * randn(*out.shape, seed=1)).sum() + v.sum()).backward()
+        return leaf.grad
+
+    assert_near(gradient(forward, backward), gradient("reference", "reference"), 1e-5)
+
+
 def test_no_graph_without_need() -> None:
     spikes, v = lif(randn(20, 3), **OPTIONS)
     assert not spikes.requires_grad
@@ -1249,6 +1271,16 @@ def test_compile_dynamic_time_and_batch() -> None:
             assert_same_bits(a, b)
 
 
+def test_compile_of_layers_with_other_channels() -> None:
+    """The second makes their number a symbol."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, decay: lif(x, decay=decay, threshold=1.0), fullgraph=True, backend="aot_eager")
+    for channels in (4, 6, 9):
+        x, decay = randn(5, 3, channels), uniform(channels)
+        for a, b in zip(compiled(x, decay), lif(x, decay=decay, threshold=1.0), strict=True):
+            assert_same_bits(a, b)
+
+
 def test_compile_with_every_number_dynamic() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, v: lif(x, v, **RICH), fullgraph=True, dynamic=True, backend="aot_eager")
@@ -1434,6 +1466,11 @@ def test_meta_tensors() -> None:
 
 # -------------------------------------------------------------------------------------------------------- bad input
 
+
+class Mine(Sigmoid):
+    """Whose formulas the kernels would not see."""
+
+
 X = torch.zeros(4, 3)
 BAD = {
     "x-list": (TypeError, "x: got list", {"x": [1.0]}),
@@ -1483,10 +1520,18 @@ BAD = {
         "reset: got 'zero', accepted are hard, soft, none, delayed, at_once",
         {"reset": "zero"},
     ),
+    "several-threshold-0": (
+        ValueError,
+        "threshold: got 0.0, accepted with several is a number above 0",
+        {"several": True, "reset": "soft", "threshold": 0},
+    ),
+    "threshold-float32": (ValueError, "threshold: got 1e+39, accepted", {"threshold": 1e39}),
+    "v_min-float32": (ValueError, "v_min: got -1e+39, accepted is a finite number (in float32)", {"v_min": -1e39}),
     "reset-None": (ValueError, "reset: got None", {"reset": None}),
     "reset-list": (ValueError, "reset: got ['hard']", {"reset": ["hard"]}),
     "surrogate-class": (TypeError, "surrogate: got <class", {"surrogate": Sigmoid}),
     "surrogate-string": (TypeError, "surrogate: got 'atan'", {"surrogate": "atan"}),
+    "surrogate-subclass": (TypeError, "surrogate: got Mine(", {"surrogate": Mine()}),
     "surrogate-base": (TypeError, "surrogate: ", {"surrogate": Surrogate()}),
     "readout-word": (ValueError, "readout: got 'mean'", {"readout": "mean"}),
     "readout-short": (ValueError, "readout: got weights of shape (3,), accepted is (4,)", {"readout": [1.0] * 3}),
@@ -1532,7 +1577,7 @@ def test_bad_parameters(argument: str) -> None:
     def refuses(value: object, error: type[Exception], what: str, x: Tensor = x) -> None:
         one_line(lambda: lif(x, **(OPTIONS | {argument: value})), error, f"{argument}: got {what}")
 
-    for value in (float("nan"), float("inf"), None, "0.5", True, 1j, [0.5], 10**400):
+    for value in (float("nan"), float("inf"), np.float32("inf"), None, "0.5", True, 1j, [0.5], 10**400, 1e39):
         if value is not None or argument != "synapse":  # None: no synapse
             refuses(value, ValueError, "")
     for shape in ((0,), (2,), (4,), (3, 1), (1, 1)):

@@ -11,7 +11,6 @@ A library is a row in `LIBRARIES`. Its module here has
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -113,10 +112,12 @@ def revert(model: nn.Module) -> None:
 
 
 def _neurons(model: nn.Module) -> Iterator[tuple[str, nn.Module, ModuleType]]:
-    """Name, layer and our module of each neuron layer. A library that is not imported has no layers in the model."""
+    """Name, layer and our module of each neuron layer; of a library that the model has nothing of, ours is not
+    imported."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, accepted is a torch.nn.Module")
-    modules = [import_module(ours) for library, ours in LIBRARIES if library in sys.modules]
+    there = {cls.__module__.partition(".")[0] for layer in model.modules() for cls in type(layer).__mro__}
+    modules = [import_module(ours) for library, ours in LIBRARIES if library in there]
     for name, layer in model.named_modules():
         for module in modules:
             if isinstance(layer, module.NEURONS):

@@ -38,9 +38,21 @@ from torch import Tensor
 _COMMON = ("center", "scale", "smooth")
 
 
+def real(value: object) -> float:
+    """As a float: NaN where it is no number, infinite where it is too large for one.
+
+    What is compared with bounds: a scalar of NumPy would be in its own type, where the largest float may be infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _check(name: str, value: object, above: float = 0.0, accepted: str = "a number above 0") -> None:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and above < value <= sys.float_info.max):
+    if not above < real(value) <= sys.float_info.max:
         raise ValueError(f"{name}: got {' '.join(repr(value).split())[:80]}, accepted is {accepted}")
 
 

@@ -17,6 +17,8 @@ from esvae_kernels.dropin import Entry, convert, revert
 class Neuron(nn.Module):
     """What all neurons of the library derive from."""
 
+    __module__ = "made_up.neurons"
+
     def __init__(self, lacking: str | None = None) -> None:
         super().__init__()
         self.lacking = lacking
@@ -57,7 +59,6 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("dropin_of.made_up")
     module.REPLACEMENTS, module.NEURONS = {Replaced: Ours}, (Neuron,)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(sys.modules, "made_up", ModuleType("made_up"))
     monkeypatch.setattr(sys.modules[convert.__module__], "LIBRARIES", (("made_up", module.__name__),))
 
 
@@ -165,6 +166,14 @@ def test_tensors_on_several_devices() -> None:
 @pytest.mark.parametrize("function", [convert, revert])
 def test_not_a_module(function) -> None:
     one_line(lambda: function([Replaced()]), TypeError, "model: got list, accepted is a torch.nn.Module")
+
+
+def test_a_library_that_the_model_has_nothing_of_may_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = sys.modules[convert.__module__].LIBRARIES
+    broken = ("other", "dropin_of.other")  # there is no such module of ours
+    monkeypatch.setitem(sys.modules, "other", ModuleType("other"))
+    monkeypatch.setattr(sys.modules[convert.__module__], "LIBRARIES", (broken, *libraries))
+    assert len(convert(network(Replaced())).replaced) == 1
 
 
 def test_no_library_is_imported() -> None:

@@ -23,7 +23,7 @@ from esvae_kernels.dropin.nir import Network, from_nir, read, to_nir
 from esvae_kernels.nn import BNLIF, LI, LIF
 from esvae_kernels.surrogate import ATan, Sigmoid
 
-ALL = (">=", "reset", "several", "v_min", "start", "readout")
+ALL = (">=", "reset", "several", "smooth", "v_min", "start", "readout")
 DT = 1e-4
 
 
@@ -345,6 +345,27 @@ def test_batch_norm_of_torch_is_folded() -> None:
     assert torch.allclose(found.flatten(0, 1), model(x.flatten(0, 1)), rtol=1e-4, atol=1e-5)
 
 
+class Shortcut(nn.Module):
+    """Two readers of a norm; with `early` one of what is in front of it too."""
+
+    def __init__(self, early: bool = False) -> None:
+        super().__init__()
+        self.early, self.fc, self.norm, self.deep = early, nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+        self.lif = LIF(decay=0.5, threshold=0.3, strict=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.fc(x)
+        y = self.norm(before.flatten(0, 1)).unflatten(0, before.shape[:2])
+        return y + self.deep(self.lif(before if self.early else y))
+
+
+def test_a_norm_with_two_readers_is_folded() -> None:
+    model = seeded(Shortcut)
+    model.norm.running_mean.normal_(), model.norm.running_var.uniform_(0.5, 2)
+    x = noise(STEPS, N, 4)
+    assert torch.allclose(from_nir(to_nir(model, (4,)))(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def up(kernel: int, **options: int) -> PerStep:
     return PerStep(nn.ConvTranspose2d(2, 2, kernel, padding=1, **options))
 
@@ -445,6 +466,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, object], str]] = {
         {"accept": [">=", "reset"]},
         "the model (LIF): it fires several spikes in a step",
     ),
+    "smooth": (lambda: LIF(**PLAIN, surrogate=ATan(smooth=True)), {}, "the model (LIF): its output is its surrogate"),
     "floor": (lambda: LIF(**PLAIN, v_min=-1), {}, "the model (LIF): it has a floor v_min"),
     "readout": (lambda: LI(decay=0.5), {}, "the model (LI): it has a readout over time"),
     "behind": (lambda: nn.Sequential(LI(decay=0.5), nn.Linear(4, 4)), {"accept": ALL}, "layer '1' (Linear): it comes"),
@@ -495,6 +517,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, object], str]] = {
     ),
     "fold": (lambda: LIF(**PLAIN), {"fold": True}, "the model (LIF): fold=True takes a Linear or a convolution right"),
     "fold of both": (Both, {"fold": True}, "layer 'lif' (LIF) would be folded into node 'fc', whose output goes"),
+    "norm behind a reader": (
+        lambda: Shortcut(early=True),
+        {},
+        "layer 'norm' (BatchNorm1d) would be folded into node 'fc', whose output goes elsewhere",
+    ),
     "dt": (lambda: LIF(**PLAIN), {"dt": 0}, "dt: got 0, accepted is a number above 0"),
     "accept": (lambda: LIF(**PLAIN), {"accept": ["all"]}, "accept: got 'all', accepted are >=, reset"),
     "input_shape": (lambda: LIF(**PLAIN), {"input_shape": ()}, "input_shape: got ()"),

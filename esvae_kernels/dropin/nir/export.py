@@ -61,8 +61,8 @@ def to_nir(
     Args:
         model: with `input_shape` of one sample at one time step.
         dt: the step in NIR's time; SpikingJelly and snnTorch read 1e-4, Norse 1e-3.
-        accept: what NIR cannot say and the model may have nevertheless, of ">=", "reset", "several", "v_min", "start",
-            "readout". It is kept in the nodes' metadata for `from_nir`; what others read is in the README.
+        accept: what NIR cannot say and the model may have nevertheless, of ">=", "reset", "several", "smooth", "v_min",
+            "start", "readout". It is kept in the nodes' metadata for `from_nir`; what others read is in the README.
         fold: gain, rest and norm of neurons go into the map in front of them, so that r = 1 and v_leak = 0 (IF: 1/dt),
             which is what other libraries can read; rounds otherwise.
         max_matrix: the most elements of a matrix that stands for a convolution.
@@ -145,6 +145,7 @@ class _Signal:
 
     tensor: Tensor  # on no device, with the axes of time and samples
     sources: tuple[str, ...]  # nodes, whose outputs are summed
+    folds: tuple[int, ...]  # how many layers were folded into each of them when this came out of it
     shape: tuple[int, ...]  # of a sample in NIR: that of `tensor`, or flat
     final: str | None = None  # the layer that has summed up time
 
@@ -183,7 +184,8 @@ class _Builder(fx.Interpreter):
         self.fold, self.max_matrix = fold, max_matrix
         self.nodes: dict[str, nir.NIRNode] = {}
         self.edges: list[tuple[str, str]] = []
-        self.folded: list[tuple[str, str]] = []  # node that something is folded into, layer that is
+        self.folds: list[int] = []  # of each edge: how many layers were folded into its source in front of it
+        self.folded: dict[str, list[str]] = {}  # by node, the layers that are folded into it
         self.called: set[str] = set()
         self.extra_traceback = False
 
@@ -193,15 +195,16 @@ class _Builder(fx.Interpreter):
         x = torch.empty(*lead, *self.shape, device="meta")
         self.nodes["input"] = nir.Input(input_type={"input": np.array(self.shape)})
         with torch.no_grad():
-            result = self.run(_Signal(x, ("input",), self.shape))
+            result = self.run(_Signal(x, ("input",), (0,), self.shape))
         result, *others = result if isinstance(result, tuple | list) else (result,)
         if not isinstance(result, _Signal) or _signals(others):
             raise ValueError("model: returns other than one output, and states behind it, which is accepted")
         self.nodes["output"] = nir.Output(output_type={"output": np.array(result.shape)})
         self.connect(result, "output")
-        for source, layer in self.folded:
-            if sum(edge[0] == source for edge in self.edges) != 1:
-                raise ValueError(f"{layer} would be folded into node {source!r}, whose output goes elsewhere as well")
+        for (source, _), folds in zip(self.edges, self.folds, strict=True):
+            if layers := self.folded.get(source, [])[folds:]:
+                what = f"{layers[0]} would be folded into node {source!r}"
+                raise ValueError(f"{what}, whose output goes elsewhere as well")
         try:
             return nir.NIRGraph(self.nodes, self.edges, metadata={METADATA + "dt": self.dt})
         except ValueError as error:
@@ -266,12 +269,13 @@ class _Builder(fx.Interpreter):
         if signal.final is not None and name != "output":
             raise ValueError(f"it comes behind the readout of {signal.final}, where there is no time any more")
         self.edges += [(source, name) for source in signal.sources]
+        self.folds += signal.folds
 
     def add(self, name: str, node: nir.NIRNode, x: _Signal, out: Tensor, shape: tuple[int, ...]) -> _Signal:
         """The signal behind a new node, which has `shape` in NIR."""
         self.connect(x, name)
         self.nodes[name] = node
-        result = _Signal(out, (name,), shape)
+        result = _Signal(out, (name,), (0,), shape)
         types = (node.input_type["input"], node.output_type["output"])
         for kind, expected in zip(types, (x.shape, shape), strict=True):
             if kind is not None and tuple(kind) != expected:
@@ -335,7 +339,7 @@ class _Builder(fx.Interpreter):
         if self.fold:
             a, b, found = neurons.folded(found)
             if (np.asarray(a) != 1).any() or np.any(b):
-                self.into_the_map(np.asarray(a), np.asarray(b), where, x, "fold=True takes")
+                x = self.into_the_map(np.asarray(a), np.asarray(b), where, x, "fold=True takes")
         node = to_node(found, x.features, x.shape, self.dt)
         out = x.tensor if found.readout is None else x.tensor[0]
         result = self.add(name, node, x, out, x.shape)
@@ -350,16 +354,15 @@ class _Builder(fx.Interpreter):
         if layer.affine:
             a, b = a * layer.weight.double(), b * layer.weight.double() + layer.bias.double()
         axes = (-1, *(1,) * (len(x.features) - 1))
-        self.into_the_map(_array(a).reshape(axes), _array(b).reshape(axes), where, x, "accepted is")
-        return x
+        return self.into_the_map(_array(a).reshape(axes), _array(b).reshape(axes), where, x, "accepted is")
 
-    def into_the_map(self, a: np.ndarray, b: np.ndarray, where: str, x: _Signal, accepted: str) -> None:
+    def into_the_map(self, a: np.ndarray, b: np.ndarray, where: str, x: _Signal, accepted: str) -> _Signal:
         """The map's output times a plus b, which broadcast to x's features."""
         source = x.sources[0]
         node = self.nodes[source]
         if len(x.sources) != 1 or not isinstance(node, nir.Linear | nir.Affine | nir.Conv1d | nir.Conv2d):
             raise ValueError(f"{accepted} a Linear or a convolution right in front of it, into which it is folded")
-        self.folded.append((source, where))
+        self.folded.setdefault(source, []).append(where)
         a, b = (np.broadcast_to(value, x.features) for value in (a, b))
         convolution = isinstance(node, nir.Conv1d | nir.Conv2d)
         rows = (len(node.weight), -1) if convolution else (-1, 1)
@@ -374,6 +377,7 @@ class _Builder(fx.Interpreter):
             node.weight, node.bias = weight, bias
         else:
             self.nodes[source] = _affine(weight, bias)
+        return replace(x, folds=(len(self.folded[source]),))
 
     def convolution(
         self, layer: nn.Conv2d, weight: np.ndarray, bias: np.ndarray | None, name: str, x: _Signal, out: Tensor
@@ -460,7 +464,7 @@ def _signals(values: object) -> list[_Signal]:
 def _sum(a: _Signal, b: _Signal) -> _Signal:
     if a.tensor.shape != b.tensor.shape or a.shape != b.shape:
         raise ValueError(f"the shapes differ: {a.shape} and {b.shape}")
-    return _Signal(a.tensor, a.sources + b.sources, a.shape, a.final or b.final)
+    return _Signal(a.tensor, a.sources + b.sources, a.folds + b.folds, a.shape, a.final or b.final)
 
 
 def _shape_of(layer: nn.Module, x: Tensor) -> Tensor:

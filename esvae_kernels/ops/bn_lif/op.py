@@ -215,7 +215,8 @@ def bn_lif(
         process_group: in training take the statistics over the batches of all its ranks, as `torch.nn.SyncBatchNorm`
             does: each rank calls with its share of the batch, whose gradients are those of the sum of all ranks'
             losses; those of weight, bias and the LIF's tensors are this rank's part, for DistributedDataParallel to
-            average. First derivatives only. Default: y alone.
+            average. First derivatives only. A rank's share may be empty; that there are two values or more in all is
+            not checked. Default: y alone.
 
     Returns:
         What `lif` returns.
@@ -259,7 +260,7 @@ def bn_lif(
         parameters = reference.with_affine(a.parameters, ab.to(state_dtype(y.dtype)))
         return lif_apply(y, v, None, a._replace(parameters=parameters, bits=_bits(a)))
     count = y.numel() // max(channels[0], 1)
-    if count * (1 if process_group is None else process_group.size()) < 2:
+    if count < 2 and (process_group is None or process_group.size() == 1):
         raise ValueError(
             f"y: got {count} value per channel in shape {tuple(y.shape)}, accepted in training are 2 or more"
         )
@@ -279,12 +280,13 @@ def _bits(a: Prepared) -> int:
 
 
 def _over(group: dist.ProcessGroup, count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and biased variance of all ranks' values from those of each, (C), in the order of the ranks."""
-    own = torch.stack([torch.full_like(mean, count), mean, variance])
+    """Count, mean and biased variance of all ranks' values from those of each, (C), in the order of the ranks. A rank
+    without values takes part, or the others would wait for it."""
+    own = torch.stack([torch.full_like(mean, count), mean, variance]) if count else mean.new_zeros(3, *mean.shape)
     every = own.new_empty(group.size(), *own.shape)
     dist.all_gather(list(every), own, group=group)
     counts, means, variances = every.unbind(1)  # (ranks, C)
-    total = counts.sum(0)
+    total = counts.sum(0).clamp(min=1)
     mean = (counts * means).sum(0) / total
     return total, mean, (counts * (variances + (means - mean).square())).sum(0) / total
 
@@ -301,4 +303,5 @@ def _update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float, n: int | Tensor
 ) -> None:
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_((variance * (n / (n - 1))).to(running_var.dtype), momentum)
+    others = (n - 1).clamp(min=1) if isinstance(n, Tensor) else n - 1  # over ranks there may be one value in all
+    running_var.lerp_((variance * (n / others)).to(running_var.dtype), momentum)

@@ -87,10 +87,15 @@ def _lif(
     results = shapes.outputs(save)
     room = backends.room(__package__, x.device)
     if room is None:
-        for result, value in zip(results, reference.lif(x, v, i, parameters, weights, p), strict=False):
+        states: list[tuple[Tensor, Tensor | None]] = []
+        found = reference.lif(x, v, i, parameters, weights, p, states)
+        starts = states[CHUNK - 1 : -1 : CHUNK] if save else []  # the backward may run on another backend
+        for result, value in zip(results, found, strict=False):
             if value is not None:
                 result.copy_(value)
-        results[-1].zero_()
+        for k, potentials in enumerate(zip(*starts, strict=True)):
+            if potentials[0] is not None:
+                results[-1][k * len(starts) : (k + 1) * len(starts)].copy_(torch.stack(potentials))
     else:
         outputs = dict(zip(("out", "v", "i", "membrane", "saved"), results, strict=True))
         x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), _contiguous(parameters)
@@ -388,7 +393,7 @@ def prepare(
         if synapse is None:
             raise ValueError("i: got a tensor, accepted is None where synapse is None: there is no synaptic current")
         check.like("i", i, inner, state_dtype(x.dtype), x.device)
-    v_min = -math.inf if v_min is None else check.number("v_min", v_min)
+    v_min = -math.inf if v_min is None else check.number("v_min", v_min, dtype=state_dtype(x.dtype))
     surrogate = check.surrogate(surrogate)
     if reset not in RESETS:
         raise ValueError(f"reset: got {reset!r}, accepted are {', '.join(RESETS)}")
@@ -401,8 +406,11 @@ def prepare(
     values = {"decay": decay, "gain": gain, "rest": rest, "threshold": threshold, "v_reset": v_reset}
     values["synapse"] = 0.0 if synapse is None else synapse
     channels = inner[1] if len(inner) > 1 else 1
-    values = {k: check.parameter(k, value, channels, x.device) for k, value in values.items()}
-    parameters, bits = stack_parameters(values, state_dtype(x.dtype))
+    state = state_dtype(x.dtype)
+    values = {k: check.parameter(k, value, channels, x.device, state) for k, value in values.items()}
+    parameters, bits = stack_parameters(values, state)
+    if several and not isinstance(values["threshold"], Tensor) and values["threshold"] <= 0:
+        raise ValueError(f"threshold: got {values['threshold']}, accepted with several is a number above 0")
     zero_or_one = readout is None and not surrogate.smooth and not several
     options = Neuron(
         steps=time,

@@ -115,10 +115,17 @@ def _values(parameters: Tensor | None, p: Neuron, like: Tensor) -> list[Tensor]:
 
 
 def lif(
-    x: Tensor, v: Tensor | None, i: Tensor | None, parameters: Tensor | None, weights: Tensor | None, p: Neuron
+    x: Tensor,
+    v: Tensor | None,
+    i: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    p: Neuron,
+    states: list[tuple[Tensor, Tensor | None]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """x (T, N, *), or (N, *) if constant; v and i (N, *). Returns spikes (T, N, *) or the readout (N, *), the last v,
-    the last i if there is a synapse, and the membrane potentials m (T, N, *) if they are recorded."""
+    the last i if there is a synapse, and the membrane potentials m (T, N, *) if they are recorded. To `states`, if it
+    is given, v and i are added behind each step."""
     current = x.to(state_dtype(x.dtype))
     rows = [current] * p.steps if p.constant else current.unbind(0)
     v = torch.zeros_like(rows[0]) if v is None else v
@@ -161,6 +168,8 @@ def lif(
             v = torch.where(v <= p.v_min, torch.full_like(v, p.v_min), v)
         spikes.append(s)
         membrane.append(m)
+        if states is not None:
+            states.append((v, i))
     return _read_out(spikes, weights, p).to(p.dtype), v, i, torch.stack(membrane) if p.record else None
 
 
