@@ -540,7 +540,7 @@ def lif(
         detach_reset: no gradient through the spike in the reset.
         strict: fire above the threshold only, not at it.
         several: spikes are counts: s[t] = trunc(m[t] / threshold) where m[t] > 0 (Weidel and Sheik, 2021). With the
-            soft or no reset, or the hard one detached.
+            soft or no reset, or the hard one detached, and a threshold above 0 (of a tensor it is not checked).
         surrogate: one of `esvae_kernels.surrogate`. Default: `ATan()`.
         readout: None returns the spikes. "rate" returns their mean over time, T numbers (a tensor, which may have a
             gradient, or a sequence) the weighted sum over time; the spikes themselves are then never stored.
