@@ -58,10 +58,12 @@ ESVAE_FAD_DIR=fad esvae report all {data} --out report
 ```
 
 ```python
+import torch
 from esvae import ESVAE
 
 model = ESVAE.from_pretrained("{data}")
-images = model.generate(64, seed=0)  # (64, 1, 32, 32), in [-1, 1]
+with torch.inference_mode():
+    images = model.generate(64, seed=0)  # (64, 1, 32, 32), in [-1, 1]
 ```
 
 ## Training
@@ -108,7 +110,7 @@ def rows(found: dict[str, Any]) -> list[str]:
 
     row("MSE of reconstructions, on [-1, 1]", f"{measured['mse']:.4f}", f"{published['mse']:.3f}")
     for prior in (first, *others):
-        for key, paper in (("fad_paper", published["fad"]), ("fad_eval", None)):
+        for key, paper in (("fad_paper", published["fad"] if prior == "bottleneck" else None), ("fad_eval", None)):
             ours, floor = found["evaluate"][prior][key], measured[f"{key}_floor"]
             row(f"`{key}`, {prior} prior", f"{ours:.2f}", f"{paper:.2f}" if paper else "", f"{floor:.2f}")
     for key in ("fad_paper", "fad_eval"):

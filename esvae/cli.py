@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -129,8 +130,9 @@ class Reconstruct:
 class Evaluate:
     """Measure a model on the whole test set: the mean squared error of its reconstructions and, of 5,120 generated
     images beside real training images, what there is a network for. Frechet autoencoder distance (FAD), precision,
-    recall, density and coverage: for Fashion-MNIST and MNIST the published ones in the folder that ESVAE_FAD_DIR names,
-    for any data set our own with --own-features. FID and Inception Score: the weights that ESVAE_INCEPTION names.
+    recall, density and coverage: for Fashion-MNIST, MNIST, CIFAR10 and CelebA by the published networks in the folder
+    that ESVAE_FAD_DIR names, for any data set by our own with --own-features. FID and Inception Score: the weights that
+    ESVAE_INCEPTION names.
 
     Example: ESVAE_FAD_DIR=fad esvae evaluate runs/fashion --json
     """
@@ -319,7 +321,7 @@ class Export:
     """Write the encoder or the decoder of a trained model as a graph of the Neuromorphic Intermediate Representation
     (NIR), for other simulators and neuromorphic chips. Needs the package `nir`.
 
-    Example: esvae export runs/fashion --accept ">=" reset --out encoder.nir
+    Example: esvae export runs/fashion --accept ">=" --accept reset --out encoder.nir
     """
 
     run: tyro.conf.Positional[RunFolder]
@@ -331,9 +333,10 @@ class Export:
     """A .nir file."""
     dt: float = 1e-4
     """The time step in seconds."""
-    accept: tuple[str, ...] = ()
-    """What the model has and NIR cannot say: `>=` (neurons that fire at the threshold), `reset` (the soft reset of the
-    preset `best`: NIR's is to 0, and elsewhere its neurons lose what is above the threshold)."""
+    accept: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the model has and NIR cannot say, each behind an --accept of its own: `>=` (neurons that fire at the
+    threshold), `reset` (the soft reset of the preset `best`: NIR's is to 0, and elsewhere its neurons lose what is
+    above the threshold)."""
     fold: bool = False
     """Fold the norm into the weights, which is all that most simulators can read; rounds otherwise."""
     max_matrix: int = 2**24
@@ -752,7 +755,10 @@ def _export(arguments: list[str]) -> None:
     loaded = load_model(options.run)
     loaded.model.steps = options.steps or loaded.model.steps
     limits = {"dt": options.dt, "accept": options.accept, "fold": options.fold, "max_matrix": options.max_matrix}
-    export(loaded.model, options.part, options.out, **limits)
+    try:
+        export(loaded.model, options.part, options.out, **limits)
+    except InputError as error:  # as the option is written here
+        raise InputError(re.sub(r"accept=\['(.+?)'\]", r"--accept '\1'", str(error))) from None
     _say(*loaded.notes, f"{options.out}: the {options.part}, from {loaded.source}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from .errors import InputError
 
 MAX_STEPS = 1000
+NO_SCHEDULE = "or '' for the model's T in all epochs (--train.time-steps '')"
 
 SurrogateName = Literal[
     "rectangular", "straight-through", "sigmoid", "atan", "triangular", "fast-sigmoid", "gaussian", "piecewise-exp"
@@ -101,13 +102,13 @@ class ModelConfig:
         """Values on 2x2 pixels, between the last convolution and the latent."""
         return 4 * self.widths[-1]
 
-    def check_steps(self, steps: int, name: str = "steps") -> None:
+    def check_steps(self, steps: int, name: str = "steps", way_out: str = "") -> None:
         """That the model can run at `steps` time steps, or an InputError; `name` is what they were asked for by."""
         _require(1 <= steps <= MAX_STEPS, name, steps, f"1 to {MAX_STEPS}")
         if self.kind == "vae":
             _require(steps == 1, name, steps, "1: kind 'vae' knows no time")
         if self.readout == "taid":
-            _require(steps == self.steps, name, steps, f"{self.steps}, which readout 'taid' is made for")
+            _require(steps == self.steps, name, steps, f"{self.steps}, which readout 'taid' is made for{way_out}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class TrainConfig:
     """Decay per step of an average of the weights, which evaluation then uses; 0 keeps none."""
     time_steps: str = ""
     """Time-step schedule as EPOCHS@T joined by commas, e.g. `20@4,2@16`, the last of them the model's T; empty: every
-    epoch at that."""
+    epoch at that. A preset's schedule has to be replaced where other epochs or steps are asked for."""
     seed: int = 0
     """Seed of everything random: weights, order, flips, noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -186,7 +187,8 @@ class TrainConfig:
             good = False
         _require(good, "time_steps", self.time_steps, "EPOCHS@T joined by commas, e.g. 20@4,2@16")
         total = sum(s[0] for s in stages)
-        _require(total == self.epochs, "time_steps", self.time_steps, f"epochs that sum to {self.epochs}, not {total}")
+        wanted = f"epochs that sum to {self.epochs}, not {total}, {NO_SCHEDULE}"
+        _require(total == self.epochs, "time_steps", self.time_steps, wanted)
         return stages  # type: ignore[return-value]
 
     def steps_in_epoch(self, epoch: int, steps: int) -> int:
@@ -215,8 +217,8 @@ class Config:
         if self.train.time_steps:
             stages = self.train.stages(self.model.steps)
             for _, steps in stages:
-                self.model.check_steps(steps, "time_steps")
-            wanted = f"a schedule that ends at T = {self.model.steps}, the model's steps"
+                self.model.check_steps(steps, "time_steps", f", {NO_SCHEDULE}")
+            wanted = f"a schedule that ends at T = {self.model.steps}, the model's steps, {NO_SCHEDULE}"
             _require(stages[-1][1] == self.model.steps, "time_steps", self.train.time_steps, wanted)
 
     def to_dict(self) -> dict[str, Any]:

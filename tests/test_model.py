@@ -898,6 +898,27 @@ def test_other_folders_are_refused(how: str, small_model: ESVAE, tmp_path: Path)
     assert_one_line(error, DAMAGE[how])
 
 
+def test_of_the_folder_of_a_run(small_model: ESVAE, tmp_path: Path) -> None:
+    saved(small_model, tmp_path / "model")
+    (tmp_path / "config.json").write_text("{}")  # the run's own
+    again = ESVAE.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in small_model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/no/such/folder"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    with pytest.raises(InputError) as error:
+        ESVAE.from_pretrained(name)
+    assert_one_line(error, f"{name}: no such folder, model that comes along, or repository")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 32, 32), (1, 32, 32), (1, 2, 1, 32, 32)])
+def test_images_of_another_size_are_refused(small_model: ESVAE, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError) as error:
+        small_model.reconstruct(torch.zeros(shape))
+    assert_one_line(error, f"images: got shape {shape}, accepted is (N, 1, 32, 32)")
+
+
 @pytest.fixture
 def hub(small_model: ESVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of the hub: the folder that its files are downloaded from."""

@@ -117,6 +117,7 @@ class Backbone(SpikingDecoder):
     def latent(self, images: Tensor, readout: str | None = None) -> Tensor:
         """images (N, C, H, W) in [-1, 1] -> the encoder's spikes x_e (T, N, d), or with readout "rate" their mean over
         time (N, d)."""
+        self.check_images(images)
         if self.attention is not None:
             images = self.attention(images)
         first, *rest = self.encoder

@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from torch import Tensor, nn
 
 from .. import pretrained
@@ -60,6 +65,13 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         """The one of `priors` that `generate` draws from unless told otherwise."""
         return self.priors[0]
 
+    def check_images(self, images: Tensor) -> None:
+        """That they have the model's size: others would come out as something else."""
+        wanted = (self.config.channels, self.config.size, self.config.size)
+        if images.shape[1:] != wanted or images.dim() != 4:
+            accepted = "(N, {}, {}, {})".format(*wanted)
+            raise InputError(f"images: got shape {tuple(images.shape)}, accepted is {accepted}")
+
     def chosen_prior(self, prior: str | None) -> str:
         """`prior`, or the default one; an InputError where the model has no such prior."""
         if prior is not None and prior not in self.priors:
@@ -84,14 +96,22 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments) -> Model:
-        """The model of a name in `pretrained` ("fashion-mnist"), of a folder with model.safetensors and config.json, or
-        of a repository of the hub; in evaluation mode, on the device `map_location` ("cpu").
+        """The model of a name in `pretrained` ("fashion-mnist"), of a folder with model.safetensors and config.json, of
+        a run of `esvae train` that has ended, or of a repository of the hub; in evaluation mode, on the device
+        `map_location` ("cpu").
 
         Raises:
             InputError: there is no such model, or a file of it is damaged, foreign or a pickle.
         """
-        found = pretrained.find(pretrained_model_name_or_path)
-        return super().from_pretrained(found / "model" if found else pretrained_model_name_or_path, **arguments)
+        folder = pretrained.find(pretrained_model_name_or_path) or Path(pretrained_model_name_or_path)
+        if not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).is_file():
+            folder = folder / "model"
+        source = folder if folder.is_dir() else pretrained_model_name_or_path
+        try:
+            return super().from_pretrained(source, **arguments)
+        except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{source}: no such folder, model that comes along, or repository: {why}") from None
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **arguments) -> Model:

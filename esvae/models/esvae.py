@@ -27,7 +27,19 @@ class Reconstruction(NamedTuple):
 
 
 class ESVAE(PoissonLatent, Backbone):
-    """Encoder, sampler, decoder and prior; see `ModelConfig` for the options."""
+    """Encoder, sampler, decoder and prior.
+
+    Shapes: images (N, C, H, W) in [-1, 1], rates (N, d), spikes (T, N, d). `encode`, `sample`, `decode`, `reconstruct`
+    and `generate` work with gradients: call them under `torch.inference_mode()` where none are needed.
+
+    Args:
+        options: of `esvae.config.ModelConfig`, whose defaults are the paper's: `latent` (d, 128), `steps` (T, 16),
+            `channels` (1 or 3), `size` (32 or 64), `decay`, `threshold`, `reset`, `lif_surrogate`, `sampler_surrogate`,
+            `readout`, `attention`, `wide_kernels`, `prior`, ...: `esvae train --help` explains all, under `model`.
+
+    Raises:
+        InputError: an option is unknown, or its value not accepted.
+    """
 
     kind = "esvae"
 

@@ -54,6 +54,7 @@ class VAE(Model):
 
     def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, C, H, W) in [-1, 1] -> mean and logarithm of the variance of the posterior, (N, d)."""
+        self.check_images(images)
         features = self.encoder(images.contiguous(memory_format=torch.channels_last))
         return at_least_fp32(self.to_mean(features)), at_least_fp32(self.to_log_variance(features))
 

@@ -485,6 +485,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, object], str]] = {
         "layer '0' (Linear): its parameters are not finite",
     ),
     "shapes": (lambda: nn.Sequential(nn.Linear(5, 4)), {}, "layer '0' (Linear): "),
+    "time in a convolution": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), LIF(**PLAIN)),
+        {"input_shape": (1, 8, 8)},
+        "layer '0' (Conv2d): Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [T, N, 1,",
+    ),
     "unknown": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {}, "layer '1' (ReLU): NIR has no node for it"),
     "function": (Squares, {}, "model: pow on the output of 'first': NIR has no node for it"),
     "decision": (Decides, {}, "model: torch.fx cannot trace Decides.forward: "),

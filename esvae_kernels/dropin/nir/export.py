@@ -489,4 +489,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]
+    text, sizes = " ".join(str(error).split())[:400], f"{TIME}, {SAMPLES}, "
+    if sizes in text:
+        text = f"{text.replace(sizes, 'T, N, ')}; time goes into the batch, by flatten(0, 1), around layers without it"
+    return text

@@ -210,8 +210,8 @@ def bn_lif(
         running_mean, running_var: (C), of any floating dtype; used in evaluation, updated in training.
         training: normalise by the batch's statistics, with gradients through them.
         momentum, eps: as in torch's batch norm.
-        scale: multiplies `weight`; tdBN's alpha * threshold.
-        v, steps, decay .. dtype: as in `lif`; its gain and rest are the norm's.
+        scale: multiplies `weight`; tdBN's alpha * threshold. Default: 1 (of `nn.BNLIF` the threshold).
+        v, steps, decay .. dtype: as in `lif`, whose gain and rest are the norm's; without a synapse, v_min, several.
         process_group: in training take the statistics over the batches of all its ranks, as `torch.nn.SyncBatchNorm`
             does: each rank calls with its share of the batch, whose gradients are those of the sum of all ranks'
             losses; those of weight, bias and the LIF's tensors are this rank's part, for DistributedDataParallel to

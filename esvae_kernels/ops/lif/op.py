@@ -519,9 +519,10 @@ def lif(
             v = m[t] * (1 - s[t]) + v_reset * s[t]         # reset="hard"
                                                            # "soft": v = m[t] - threshold * s[t]; "none": v = m[t]
 
-    `reset="delayed"` subtracts the threshold one step later, undamped, as snnTorch does: m[t] = decay * v +
-    (gain * x[t] + rest) - threshold * (v >= threshold), v = m[t]; "at_once", as snnTorch does with reset_delay=False,
-    in the same step: v = m[t] - threshold * (s[t] - (v >= threshold)) from then on.
+    `reset="delayed"` subtracts the threshold one step later, undamped: m[t] = decay * v + (gain * x[t] + rest) -
+    threshold * (v >= threshold), v = m[t]; with `strict` and `detach_reset` that is snnTorch's subtraction. "at_once"
+    corrects it in the same step, v = m[t] - threshold * (s[t] - (v >= threshold)) with the v from before; with `strict`
+    that is snnTorch's with reset_delay=False.
 
     With `synapse` a synaptic current is in front: c = i + x[t] takes the place of x[t], and i = synapse * c.
 
@@ -540,7 +541,8 @@ def lif(
         detach_reset: no gradient through the spike in the reset.
         strict: fire above the threshold only, not at it.
         several: spikes are counts: s[t] = trunc(m[t] / threshold) where m[t] > 0 (Weidel and Sheik, 2021). With the
-            soft or no reset, or the hard one detached, and a threshold above 0 (of a tensor it is not checked).
+            soft or no reset, or the hard one detached (v = v_reset where s[t] > 0), and a threshold above 0 (of a
+            tensor it is not checked).
         surrogate: one of `esvae_kernels.surrogate`. Default: `ATan()`.
         readout: None returns the spikes. "rate" returns their mean over time, T numbers (a tensor, which may have a
             gradient, or a sequence) the weighted sum over time; the spikes themselves are then never stored.
