@@ -293,7 +293,7 @@ def _value(value: float | Tensor, x: Tensor) -> float | Tensor:
 
 def _broadcasts(value: Tensor, shape: torch.Size) -> bool:
     sizes = zip(reversed(value.shape), reversed(shape), strict=False)
-    return value.dim() <= len(shape) and all(size in (1, wanted) for size, wanted in sizes)
+    return value.dim() <= len(shape) and all(size == 1 or size == wanted for size, wanted in sizes)
 
 
 def _promoted(*tensors: Tensor) -> torch.dtype:

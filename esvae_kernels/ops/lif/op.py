@@ -397,8 +397,6 @@ def prepare(
     surrogate = check.surrogate(surrogate)
     if reset not in RESETS:
         raise ValueError(f"reset: got {reset!r}, accepted are {', '.join(RESETS)}")
-    if several:
-        _check_several(reset, strict, detach_reset, surrogate)
     if record not in (None, "membrane"):
         raise ValueError(f"record: got {record!r}, accepted are None and 'membrane'")
     rate = isinstance(readout, str) and readout == "rate"
@@ -409,8 +407,8 @@ def prepare(
     state = state_dtype(x.dtype)
     values = {k: check.parameter(k, value, channels, x.device, state) for k, value in values.items()}
     parameters, bits = stack_parameters(values, state)
-    if several and not isinstance(values["threshold"], Tensor) and values["threshold"] <= 0:
-        raise ValueError(f"threshold: got {values['threshold']}, accepted with several is a number above 0")
+    if several:
+        _check_several(values["threshold"], reset, strict, detach_reset, surrogate)
     zero_or_one = readout is None and not surrogate.smooth and not several
     options = Neuron(
         steps=time,
@@ -434,7 +432,11 @@ def prepare(
     return Prepared(parameters, bits, weights, options)
 
 
-def _check_several(reset: str, strict: bool, detach_reset: bool, surrogate: Surrogate) -> None:
+def _check_several(
+    threshold: float | Tensor, reset: str, strict: bool, detach_reset: bool, surrogate: Surrogate
+) -> None:
+    if not isinstance(threshold, Tensor) and threshold <= 0:
+        raise ValueError(f"threshold: got {threshold}, accepted with several is a number above 0")
     if reset not in ("soft", "none", "hard"):
         raise ValueError(f"reset: got {reset!r}, accepted with several are 'soft', 'none', 'hard'")
     if reset == "hard" and not detach_reset:
