@@ -39,6 +39,7 @@ from esvae.errors import InputError
 from esvae.losses import mmd
 from esvae.models import base
 from esvae.prior import MixturePrior, normal
+from esvae.runs import Run
 from esvae_kernels.nn import BNLIF
 
 D, T, N, SEED = 8, 4, 3, 11
@@ -903,6 +904,13 @@ def test_of_the_folder_of_a_run(small_model: ESVAE, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")  # the run's own
     again = ESVAE.from_pretrained(tmp_path)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in small_model.state_dict().items())
+
+
+def test_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", preset("best", "digits").to_dict())
+    with pytest.raises(InputError) as error:
+        ESVAE.from_pretrained(tmp_path / "run")
+    assert_one_line(error, f"{tmp_path / 'run'}: a run that has not ended")
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder"])

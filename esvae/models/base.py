@@ -106,6 +106,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         folder = pretrained.find(pretrained_model_name_or_path) or Path(pretrained_model_name_or_path)
         if not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).is_file():
             folder = folder / "model"
+        elif not (folder / WEIGHTS).exists() and (folder / "checkpoints").is_dir():
+            raise InputError(
+                f"{folder}: a run that has not ended, without {WEIGHTS}; its newest checkpoint is read by"
+                " `esvae generate`, and in Python by esvae.generate.load_model"
+            )
         source = folder if folder.is_dir() else pretrained_model_name_or_path
         try:
             return super().from_pretrained(source, **arguments)
