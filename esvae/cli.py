@@ -431,7 +431,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
-        again = {"train": "; `esvae train --resume` with the same --out goes on", "demo": "; `esvae demo` goes on"}
+        again = {"train": "; `esvae train --resume` with the same --out goes on"}
+        if "--train" in rest:
+            again["demo"] = "; `esvae demo` with the same options goes on"
         return _fail(f"interrupted{again.get(command, '')}", 130)
     return 0
 
@@ -458,9 +460,10 @@ def _options(command: type, arguments: list[str], **defaults: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        # A box: title, message, a line, hints.
+        # A box: title, message, a line, hints. Where stdout may not take its lines it has no frame, and hyphens.
         lines = [line.strip("│ ") for line in printed.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
-        message = itertools.takewhile(lambda line: not line.startswith("──"), lines)
+        underlined = len(lines) > 1 and lines[1].startswith("--")
+        message = itertools.takewhile(lambda line: not line.startswith(("──", "---")), lines[2 * underlined :])
         raise InputError(f"{' '.join(message)}; see {name} --help") from None
 
 
@@ -693,12 +696,17 @@ def energy_table(result: dict[str, Any]) -> Table:
             add(row["name"], row)
         add(part, total)
         low, high = total["energy_range_uj"]
-        notes.append(
-            f"{part}: {total['energy_ratio']:.2f} of the twin's energy; {low:.2f} to {high:.2f} µJ with first layer "
-            f"and readout run the other way; updates of the neurons, not in it, {total['neuron_updates_uj']:.2f} µJ"
-        )
+        note = f"{part}: {total['energy_ratio']:.2f} of the twin's energy"
+        if total["firing_rate"] is not None:
+            note += (
+                f"; {low:.2f} to {high:.2f} µJ with first layer and readout run the other way; updates of the "
+                f"neurons, not in it, {total['neuron_updates_uj']:.2f} µJ"
+            )
+        notes.append(note)
+    spiking, rate = result["generate"]["firing_rate"] is not None, result["break_even_rate"]
+    even = f"even at a firing rate of {rate:.3f}" if rate < 1 else f"at T = {result['steps']} less at any firing rate"
     notes += [
-        f"AC {result['ac_pj']} pJ, MAC {result['mac_pj']} pJ: even at a firing rate of {result['break_even_rate']:.3f}",
+        f"AC {result['ac_pj']} pJ, MAC {result['mac_pj']} pJ{f': {even}' if spiking else ''}",
         f"the paper's formula, for its Table III alone: {result['paper_formula']['energy_j']:.2g} J",
     ]
     table.caption = "\n".join(notes)
@@ -846,9 +854,10 @@ def _device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device: got {name!r}, which this machine or torch cannot use: {error}") from None
+        torch.zeros(1, device=device).item()  # which what is not really there, "meta", has none of
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = str(error).partition(". ")[0]  # torch goes on with tables of all that it has
+        raise InputError(f"device: got {name!r:.80}, which this machine or torch cannot use: {why:.300}") from None
     return device
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -118,7 +118,8 @@ class TrainConfig:
     epochs: int = 300
     """Passes over the training images."""
     batch_size: int = 256
-    """Images per step; the last incomplete batch is left out."""
+    """Images per step; the last incomplete batch is left out. Learning rates and `kl_weight` of a preset are those of
+    its own batches, whose size they follow in official and fsvae, and in vae: with another one, set them too."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW, or Muon for the weights of hidden layers and AdamW for the rest (esvae/muon.py)."""
     lr: float = 6e-4
@@ -148,7 +149,7 @@ class TrainConfig:
     latent_loss: Literal["mmd", "kl"] = "mmd"
     """Of the fsvae's posterior and prior: the MMD of their traces, or the Kullback-Leibler divergence."""
     kl_weight: float = 1e-4
-    """Weight of the Kullback-Leibler divergence (vae, fsvae)."""
+    """Weight of the Kullback-Leibler divergence (vae, fsvae); the vae's is one over the batches of an epoch."""
     rate_weight: float = 0.0
     """Weight of the mean firing rate of all layers in the loss: fewer spikes cost less energy. In front of a learnt
     readout a spike counts by the weight that it is read out with."""
@@ -157,6 +158,9 @@ class TrainConfig:
     time_steps: str = ""
     """Time-step schedule as EPOCHS@T joined by commas, e.g. `20@4,2@16`, the last of them the model's T; empty: every
     epoch at that. A preset's schedule has to be replaced where other epochs or steps are asked for."""
+    flip: bool = True
+    """Flip training images at random, left to right, where the data set is one of those that this is usual for: CIFAR10
+    and CelebA."""
     seed: int = 0
     """Seed of everything random: weights, order, flips, noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -277,7 +281,8 @@ def _validate(config: object) -> None:
         if choices := get_args(hint):
             _require(value in choices, name, value, ", ".join(map(str, choices)))
         elif hint is float:
-            good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good = number and abs(value) <= sys.float_info.max  # an integer of a file may be beyond
             _require(good, name, value, "a finite number")
         else:
             good = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
@@ -290,9 +295,9 @@ TRAINING_IMAGES = {"cifar10": 50_000, "celeba": 162_770, "digits": 1437}  # of t
 
 
 def _paper(data: str) -> Config:
-    """The paper, sections III and IV-B; what it does not give is as in the published code."""
+    """The paper, sections III and IV-B, which knows of no flips; what it does not give is as in the published code."""
     model = ModelConfig(channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
-    return Config(data, "paper", model, TrainConfig())
+    return Config(data, "paper", model, TrainConfig(flip=False))
 
 
 def _official(data: str) -> Config:

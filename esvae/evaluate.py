@@ -247,7 +247,8 @@ def real(
     yardsticks.load(lambda: data.load(name, "train", download=download))
     if not yardsticks.usable:
         raise InputError(next(iter(yardsticks.not_measured.values())))
-    result = {"data": name, "real_images": GENERATED, "batch_size": BATCH, **yardsticks.measure({})}
+    count = min(GENERATED, len(yardsticks.train))
+    result = {"data": name, "real_images": count, "batch_size": BATCH, **yardsticks.measure({})}
     if yardsticks.published:
         check = partial(distance, yardsticks.published, test.pixels, "paper", 256)
         result["test_fad_paper_256"] = distributed.first(check)

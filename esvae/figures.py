@@ -96,7 +96,7 @@ def learning_curve(records: list[dict[str, Any]], path: Path | str) -> None:
 
     Args:
         records: of metrics.jsonl, in the order of training. Keys, each used where it is there: `images` (seen so far),
-            `seconds` (trained so far), `mse` (training), `test_mse`, `fad_paper` (axis on the right), `steps` (the T in
+            `seconds` (trained so far), `mse` (training), `test_mse` (of the first 2,048 test images), `steps` (the T in
             use; a change is marked by a dashed line).
         path: a .png file.
 
@@ -185,28 +185,18 @@ def _draw_curves(records: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    axes_of_fad = [
-        _draw_panel(left, records, lambda r: r["images"] / 1000, "images seen (thousands)"),
-        _draw_panel(right, records, lambda r: r["seconds"] / 60, "training time (minutes)"),
-    ]
+    _draw_panel(left, records, lambda r: r["images"] / 1000, "images seen (thousands)")
+    _draw_panel(right, records, lambda r: r["seconds"] / 60, "training time (minutes)")
     label_log_axis(left)
     left.set_ylabel("mean squared error per pixel (images in [-1, 1])")
     handles, labels = left.get_legend_handles_labels()
-    if axes_of_fad[0] is not None:
-        axes_of_fad[0].tick_params(right=False, labelright=False)
-        axes_of_fad[0].set_ylabel("")
-        axes_of_fad[0].sharey(axes_of_fad[1])
-        more_handles, more_labels = axes_of_fad[0].get_legend_handles_labels()
-        handles, labels = handles + more_handles, labels + more_labels
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
-def _draw_panel(axes: Axes, records: list[dict[str, Any]], place: Callable[[dict], float], label: str) -> Axes | None:
-    """Both errors and the changes of T over `place(record)`; returns the axis of the FAD, where there is one."""
-    train, test, fad = (
-        [(place(r), r[key]) for r in records if _is_positive(r.get(key))] for key in ("mse", "test_mse", "fad_paper")
-    )
+def _draw_panel(axes: Axes, records: list[dict[str, Any]], place: Callable[[dict], float], label: str) -> None:
+    """Both errors and the changes of T over `place(record)`."""
+    train, test = ([(place(r), r[key]) for r in records if _is_positive(r.get(key))] for key in ("mse", "test_mse"))
     axes.set_yscale("log")
     axes.set_xlabel(label)
     axes.grid(color="0.9", linewidth=0.8)
@@ -214,18 +204,10 @@ def _draw_panel(axes: Axes, records: list[dict[str, Any]], place: Callable[[dict
     axes.margins(x=0.03)
     if train:
         axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=0.8, label="training MSE")
-    dots = {"markersize": 6, "markeredgecolor": "white"}
     if test:
+        dots = {"markersize": 6, "markeredgecolor": "white"}
         axes.plot(*zip(*test, strict=True), "o", color=VERMILION, label="test MSE", **dots)
     _mark_changes_of_steps(axes, records, place)
-    if not fad:
-        return None
-    twin = axes.twinx()
-    twin.plot(*zip(*fad, strict=True), "D", color=GREEN, label="FAD (fad_paper)", **dots)
-    twin.set_ylim(bottom=0)
-    twin.set_ylabel("Fréchet autoencoder distance", color=GREEN)
-    twin.tick_params(axis="y", colors=GREEN)
-    return twin
 
 
 def _mark_changes_of_steps(axes: Axes, records: list[dict[str, Any]], place: Callable[[dict], float]) -> None:

@@ -80,7 +80,7 @@ def _checkpointed(run: Run, config: Config, device: str | torch.device) -> Loade
     load_weights(model, parts.get(part, {}), f"{run.latest()}, {part}", assign=True)
     model = model.to(device, memory_format=torch.channels_last).eval()
     known = [record["steps"] for record in run.metrics() if record["step"] <= state["step"] and "steps" in record]
-    model.steps = known[-1] if known else config.model.steps
+    model.steps = known[-1] if known and type(known[-1]) is int else config.model.steps
     note = f"{run.folder}: has not ended; these are the weights of step {state['step']}, trained at T = {model.steps}"
     return Loaded(model, config.data, f"{run.latest()} ({part})", [note])
 

@@ -12,12 +12,13 @@ metrics.jsonl is cut back to the checkpoint's step.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ class Run:
         if not os.path.lexists(folder / CONFIG):
             raise InputError(f"{folder}: is no run: it has no {CONFIG}")
         return cls(folder, checkpoint.read_json(folder / CONFIG, "the config.json of a run"))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Meanwhile no other process can go on with the run, which would take records and checkpoints from under this
+        one. The lock ends with the process, however that ends.
+
+        Raises:
+            InputError: another process has it.
+        """
+        with ExitStack() as stack:
+            try:
+                opened = os.open(self.folder, os.O_RDONLY)
+                stack.callback(os.close, opened)
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.folder}: another process trains in it; wait for its end, or end it") from None
+            except OSError:  # file systems of networks may know no locks
+                pass
+            yield
 
     # ----------------------------------------------------------------------------------------- metrics
 

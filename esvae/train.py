@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import math
 import os
@@ -10,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,15 @@ def train(
     sets = sets or distributed.in_turn(lambda: load_sets(config, download))
     distributed.first(lambda: _check_sets(config, sets))
     run = distributed.first(lambda: _open(config, folder, resume))
-    trainer = trainer_of(config)(config, run, sets, torch.device(device), graphs)
-    if distributed.first(run.steps):
-        trainer.restore(*distributed.first(run.load))
-        distributed.first(lambda: run.cut(trainer.step))
-    else:
-        distributed.first(lambda: run.cut(-1))
-    trainer.fit(checkpoint_minutes, progress)
+    with ExitStack() as lock:
+        distributed.first(lambda: lock.enter_context(run.alone()))
+        trainer = trainer_of(config)(config, run, sets, torch.device(device), graphs)
+        if distributed.first(run.steps):
+            trainer.restore(*distributed.first(run.load))
+            distributed.first(lambda: run.cut(trainer.step))
+        else:
+            distributed.first(lambda: run.cut(-1))
+        trainer.fit(checkpoint_minutes, progress)
     return run
 
 
@@ -142,6 +145,8 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.device = config, run, device
         self.sets = {split: images.to(device) for split, images in sets.items()}
+        if not config.train.flip:
+            self.sets["train"] = dataclasses.replace(self.sets["train"], flip=False)
         torch.manual_seed(config.train.seed)
         self.model = MODELS[config.model.kind](**config.to_dict()["model"]).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
@@ -156,6 +161,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.steps_per_epoch = data.batch_count(len(sets["train"]), config.train.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
+        self.stages = config.train.stages(config.model.steps)
         self.precision = resolve_precision(config.train.precision, device)
 
     def _in_parallel(self) -> nn.Module:
@@ -250,10 +256,11 @@ class Trainer:
 
     def _work(self, step: int) -> int:
         """Image time steps up to `step`."""
-        per_epoch = self.steps_per_epoch
-        done = [min(max(step - e * per_epoch, 0), per_epoch) for e in range(self.config.train.epochs)]
-        t = [self.config.train.steps_in_epoch(e, self.config.model.steps) for e in range(self.config.train.epochs)]
-        return sum(d * s for d, s in zip(done, t, strict=True)) * self.config.train.batch_size
+        work = 0
+        for epochs, steps in self.stages:
+            done = min(step, epochs * self.steps_per_epoch)
+            work, step = work + done * steps, step - done
+        return work * self.config.train.batch_size
 
     def _set_steps(self, epoch: int) -> int:
         steps = self.config.train.steps_in_epoch(epoch, self.config.model.steps)

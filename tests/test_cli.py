@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -202,6 +203,38 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(train.Trainer, "_step", interrupt)
     arguments = ["train", "--preset", "best", "--data", f"folder:{images}", "--out", tmp_path / "run", "--quiet", *TINY]
     assert "interrupted; `esvae train --resume`" in failed(*arguments, code=130)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"), [(["--train"], "; `esvae demo` with the same options goes on"), ([], "")]
+)
+def test_ctrl_c_in_the_demo(
+    arguments: list[str], way_out: str, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "demo", interrupt)
+    assert failed("demo", *arguments, code=130).strip() == f"esvae: error: interrupted{way_out}"
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(run: Path, failed: Callable[..., str]) -> None:
+    """The other would take records and checkpoints from under the first."""
+    before = contents(run)
+    with Run.open(run).alone():
+        line = failed("train", "--resume", "--out", run, "--quiet")
+    assert f"{run}: another process trains in it" in line
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_mistakes_are_one_line_on_every_terminal(
+    encoding: str, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tyro draws its box by the encoding of stdout."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    line = failed("generate", "RUN", "--colour")
+    assert line.strip() == "esvae: error: Unrecognized options: --colour; see esvae generate --help"
 
 
 # ---------------------------------------------------------------------------------------------- generate, reconstruct
@@ -572,6 +605,7 @@ def test_real_images_alone(
     result = json.loads(capsys.readouterr().out)
     assert result["test_fad_paper_256"] == pytest.approx(fad.fad(reference, many["test"], 256)["fad_paper"])
     assert result["fad_paper_floor"] == pytest.approx(fad.fad(reference, many["train"][:64])["fad_paper"])
+    assert result["real_images"] == min(evaluate.GENERATED, len(many["train"]))
     assert "mse" not in result
 
 
@@ -674,6 +708,8 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["generate", "RUN", "--out", "x.jpg"], "out: got x.jpg, accepted is .png or .npz or a new folder"),
         (["generate", "RUN", "--out", "none/x.png"], "out: got none/x.png, but there is no folder none"),
         (["generate", "RUN", "--device", "abacus"], "device: got 'abacus', which this machine or torch cannot use"),
+        (["generate", "RUN", "--device", "meta"], "device: got 'meta', which this machine or torch cannot use"),
+        (["generate", "RUN", "--device", "hpu"], "device: got 'hpu', which this machine or torch cannot use"),
         (["generate", "nowhere"], "nowhere: no such folder"),
         (["generate", "."], "holds no model: neither a run's config.json nor model.safetensors"),
         (["reconstruct", "RUN", "--n", "12"], "n: got 12, accepted is 1 to 11, the test images of folder:"),

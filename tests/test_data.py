@@ -680,6 +680,7 @@ def test_folder_leaves_out_hidden_and_other_files(tmp_path):
     make_split_folder(tmp_path, random_images(2, 32, 32))
     for name in (".hidden.png", "notes.txt"):
         (tmp_path / "train" / name).write_text("no image")
+    save(tmp_path / "train" / ".checkpoints" / "copy.png", random_images(8, 8, seed=1))
     assert len(data.load(f"folder:{tmp_path}", "train")) == 1
 
 

@@ -14,10 +14,11 @@ from analysis_helpers import OPTIONS, Encoderless, lively_model, one_line_error,
 from torch import Tensor, nn
 
 from esvae import ESVAE, data, energy
-from esvae.cli import main
+from esvae.cli import energy_table, main
 from esvae.energy import AC_PJ, MAC_PJ, SLIPS, Counter, Layer, paper_formula
 from esvae.errors import InputError
 from esvae.layers import SpikingLayer
+from esvae.models import VAE
 
 N = 3
 NEURON = {"decay": 0.25, "threshold": 0.2, "scale": 1.0}
@@ -371,7 +372,21 @@ def test_json_is_all_that_stdout_has(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert name in table, table
     (total,) = (line.split() for line in table.splitlines() if line.startswith("│ generate "))
     assert f"{result['generate']['energy_uj']:.2f}" in total
-    assert f"generate: {result['generate']['energy_ratio']:.2f} of the twin's energy" in table
+    assert f"generate: {result['generate']['energy_ratio']:.2f} of the twin's energy; " in table
+    assert ("even at a firing rate of" in table) == (result["break_even_rate"] < 1)
+
+
+def test_what_spikes_cost_is_not_said_of_a_model_without(images: data.ImageSet) -> None:
+    without = VAE(latent=4, steps=1).eval()
+    caption = energy_table(energy.energy(without, images, n=N)).caption
+    assert "even at" not in caption
+    assert "updates of the neurons" not in caption
+    assert "generate: 1.00 of the twin's energy" in caption
+
+
+def test_at_few_steps_no_rate_breaks_even(images: data.ImageSet) -> None:
+    result = energy.energy(lively_model(), images, n=N) | {"steps": 4, "break_even_rate": 1.28}
+    assert "at T = 4 less at any firing rate" in energy_table(result).caption
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,15 +109,13 @@ def test_saved_image_opens(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ curves
 
 
-def records(changes: tuple[int, ...] = (40,), fad: bool = True) -> list[dict]:
+def records(changes: tuple[int, ...] = (40,)) -> list[dict]:
     made = []
     for i in range(50):
         steps = 4 * 2 ** sum(i >= change for change in changes)
         record = {"step": i, "images": 64 * (i + 1), "seconds": 0.5 * (i + 1), "steps": steps, "mse": 0.3 / (i + 1)}
         if i % 10 == 9:
             record["test_mse"] = 0.4 / (i + 1)
-            if fad:
-                record["fad_paper"] = 20 - i / 10
         made.append(record)
     return made
 
@@ -129,7 +127,7 @@ def test_curve_is_a_picture(tmp_path: Path) -> None:
         assert opened.format == "PNG"
         page = np.asarray(opened.convert("RGB"))
     assert page.shape[1] > page.shape[0] > 400
-    for colour in (figures.BLUE, figures.VERMILION, figures.GREEN):
+    for colour in (figures.BLUE, figures.VERMILION):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (page == rgb).all(axis=-1).sum() > 20, colour
     # Nothing runs off the page: its margin is white.
@@ -140,7 +138,7 @@ def test_curve_is_a_picture(tmp_path: Path) -> None:
 def test_series_and_marks(changes: tuple[int, ...]) -> None:
     made = records(changes)
     figure = figures._draw_curves(made)
-    left, right = figure.axes[:2]
+    left, right = figure.axes
     for axes, key, unit in ((left, "images", 1000), (right, "seconds", 60)):
         lines = {line.get_label(): line.get_xydata() for line in axes.lines}
         assert np.allclose(lines["training MSE"], [(r[key] / unit, r["mse"]) for r in made])
@@ -156,12 +154,8 @@ def test_labels_and_legend_cover_nothing() -> None:
     figure.canvas.draw()
     page = figure.bbox
     legend = figure.legends[0].get_window_extent()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "training MSE",
-        "test MSE",
-        "FAD (fad_paper)",
-    ]
-    for axes in figure.axes[:2]:
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training MSE", "test MSE"]
+    for axes in figure.axes:
         panel = axes.get_window_extent()
         assert not axes.get_tightbbox().overlaps(legend)
         boxes = [text.get_window_extent() for text in axes.texts]
@@ -175,7 +169,7 @@ def test_labels_and_legend_cover_nothing() -> None:
 def test_curve_from_few_records(tmp_path: Path) -> None:
     """One record, no T, no test; then values that a logarithmic axis cannot show."""
     learning_curve([{"step": 1, "images": 64, "seconds": 1.0, "mse": 0.3}], tmp_path / "one.png")
-    odd = [*records(fad=False), {"step": 60, "images": 4000, "seconds": 40, "mse": math.nan}, {"step": 61, "mse": 1.0}]
+    odd = [*records(), {"step": 60, "images": 4000, "seconds": 40, "mse": math.nan}, {"step": 61, "mse": 1.0}]
     learning_curve(odd, tmp_path / "odd.png")
     assert len(figures._draw_curves(odd[:-1]).axes[0].lines[0].get_xdata()) == 50
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "odd.png"}

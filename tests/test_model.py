@@ -31,6 +31,7 @@ from model_helpers import (
     random_images,
     twin,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from esvae import ESVAE, data
@@ -860,6 +861,14 @@ def damage(folder: Path, how: str) -> None:
         (folder / "config.json").write_text(json.dumps(config | {"latent": 65536}))
     elif how == "other-prior":
         (folder / "config.json").write_text(json.dumps(config | {"prior": "mixture"}))
+    elif how == "no-object":
+        (folder / "config.json").write_text("[]")
+    elif how == "torn-config":
+        (folder / "config.json").write_text("{")
+    elif how == "beyond-floats":
+        (folder / "config.json").write_text(json.dumps(config | {"decay": 10**400}))
+    elif how == "integers":
+        save_file({key: value.long() for key, value in load_file(weights).items()}, weights)
     elif how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-10])
     elif how == "no-weights":
@@ -878,6 +887,10 @@ DAMAGE = {
     "other-latent": "'bottleneck.bias'",
     "huge-latent": "'bottleneck.bias'",
     "other-prior": "'mixture.factors'",
+    "no-object": "config.json",
+    "torn-config": "config.json",
+    "beyond-floats": "decay: got 1000000",
+    "integers": "is torch.int64, should be torch.float32",
     "truncated": "model.safetensors",
     "no-weights": "model.safetensors",
     "pickle": "model.safetensors",

@@ -105,7 +105,7 @@ def test_the_report_of_it_is_written_here(
             Image.fromarray(np.full((32, 32), 40 * k, np.uint8)).save(images / split / f"{k}.png")
     before = sorted(FOLDER.rglob("*"))
     assert main(["report", "table3", NAME, "--data", f"folder:{images}", "--images", "2"]) == 0
-    files = ("table3.md", "table3.json", "report.md", "report.html")
+    files = ("table3.md", "table3.json", "table3.html")
     assert capsys.readouterr().out.split() == [f"report/{name}" for name in files]
     assert (tmp_path / "cache" / "report" / NAME / "energy.json").is_file()
     assert sorted(FOLDER.rglob("*")) == before

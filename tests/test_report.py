@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -179,6 +180,9 @@ class TestAllOfEveryKind:
         text = (whole[0] / "table3.md").read_text()
         for name in ("ESVAE, preset best", "FSVAE", "ANN VAE", "spiking GAN"):
             assert f"| **{name}** |" in text
+        counted = {name: row["counted"].split(", ")[1:] for name, row in table_rows(whole[0], "table3", 1).items()}
+        assert counted.pop("spiking GAN") == ["drawn", "since it has no encoder"]
+        assert set(map(tuple, counted.values())) == {("encoded and drawn",)}
 
     @pytest.mark.parametrize("what", [what for what in SECTIONS if not what.startswith("table")])
     def test_drawings_are_not_clipped(self, whole: tuple[Path, list[str]], what: str) -> None:
@@ -190,7 +194,7 @@ class TestAllOfEveryKind:
     def test_index_leads_to_every_section(self, whole: tuple[Path, list[str]]) -> None:
         text = (whole[0] / "report.md").read_text()
         assert re.findall(r"\]\((\w+)\.md\)", text) == list(SECTIONS)
-        assert "--model.latent 4 --train.epochs 2 --train.batch_size 16" in text
+        assert "--model.latent 4 --train.epochs 2 --train.batch-size 16" in text
         assert "```sh\nesvae report all\n```" in text
 
     def test_page_stands_alone(self, whole: tuple[Path, list[str]]) -> None:
@@ -205,7 +209,7 @@ class TestAllOfEveryKind:
         assert {link.removeprefix("#") for link in parser.links} == set(SECTIONS)
         assert set(SECTIONS) <= parser.ids
         assert all(image.get("alt") for image in parser.images)
-        assert "--model.latent 4 --train.epochs 2 --train.batch_size 16" in parser.text
+        assert "--model.latent 4 --train.epochs 2 --train.batch-size 16" in parser.text
         assert "--train.seed" not in parser.text
 
 
@@ -249,10 +253,10 @@ def test_command_line(runs: dict[str, Path], capsys: pytest.CaptureFixture[str])
     assert main(["report", "table4", str(runs["vae"]), str(runs["fsvae"]), *QUICK]) == 0
     out = runs["vae"] / "report"
     printed = capsys.readouterr().out.splitlines()
-    assert printed == [str(out / name) for name in ("table4.md", "table4.json", "report.md", "report.html")]
+    assert printed == [str(out / name) for name in ("table4.md", "table4.json", "table4.html")]
     assert set(table_rows(out, "table4")) == {"ANN VAE", "FSVAE"}
     command = command_line("table4", [runs["vae"], runs["fsvae"]], {"out": out, "classifier_epochs": 2})
-    assert html.escape(command) in (out / "report.html").read_text()
+    assert html.escape(command) in (out / "table4.html").read_text()
     assert command.endswith("--classifier-epochs 2")
 
 
@@ -335,7 +339,8 @@ def test_other_images_behind_the_same_name_are_measured(
 
     def error() -> float:
         make("table2", [runs["best"]], tmp_path / "out", data=f"folder:{copy}")
-        return table_rows(tmp_path / "out", "table2")["ESVAE, preset best"]["vs original ↓"]["mean"]
+        name = "ESVAE, preset best, trained on digits (image folder)"
+        return table_rows(tmp_path / "out", "table2")[name]["vs original ↓"]["mean"]
 
     first = error()
     for path in (copy / "test").rglob("*.png"):
@@ -372,7 +377,7 @@ def test_a_bad_run_leaves_the_others(runs: dict[str, Path], tmp_path: Path, caps
     assert main(["report", "table4", *map(str, folders), "--out", str(tmp_path / "out"), *QUICK]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(": not in the report: ")[0] for line in lines] == [str(tmp_path / "nowhere"), str(half)]
-    text = (tmp_path / "out" / "report.html").read_text()
+    text = (tmp_path / "out" / "table4.html").read_text()
     assert "no such folder" in text
     assert "has no checkpoint yet" in text
     assert set(table_rows(tmp_path / "out", "table4")) == {"ANN VAE"}
@@ -455,12 +460,73 @@ def test_names_tell_runs_apart(runs: dict[str, Path], images: str, tmp_path: Pat
     assert names == {"ESVAE, preset best, latent 4": 2, "ESVAE, preset best, latent 5": 1}
 
 
+def test_runs_of_other_data_or_of_one_seed_are_no_spread(runs: dict[str, Path], images: str, tmp_path: Path) -> None:
+    """Both would be called training seeds; `--data` has runs of any data set measured on one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(images.removeprefix("folder:"), copy)
+    options = ["--preset", "best", "--quiet", *TINY]
+    for name, folder in (("elsewhere", f"folder:{copy}"), ("once-more", images)):
+        assert main(["train", "--data", folder, "--out", str(tmp_path / name), *options]) == 0
+    model = load_model(tmp_path / "once-more").model
+    model.to_image.bias.data += 1  # the same seed, other weights
+    model.save_pretrained(tmp_path / "once-more" / "model")
+    elsewhere = tmp_path / "elsewhere" / "model" / "model.safetensors"
+    shutil.copy(tmp_path / "once-more" / "model" / "model.safetensors", elsewhere)
+    folders = [runs["best"], runs["best-again"], tmp_path / "elsewhere", tmp_path / "once-more"]
+    names = {s.name: len(s.subjects) for s in systems(Subject.open(f, images, "cpu") for f in folders)}
+    assert names == {
+        f"ESVAE, preset best ({runs['best']})": 2,
+        f"ESVAE, preset best ({tmp_path / 'once-more'})": 1,
+        "ESVAE, preset best, trained on copy (image folder)": 1,
+    }
+
+
+def test_changes_are_what_the_command_line_takes(images: str, tmp_path: Path) -> None:
+    """Those of every type: a run that is trained by them is the same."""
+    options = [*TINY, "--model.no-strict", "--model.detach-reset", "--train.time-steps", "", "--train.lr", "0.02"]
+    arguments = ["train", "--preset", "best", "--data", images, "--quiet", *options]
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    subject = Subject.open(tmp_path / "one", None, "cpu")
+    assert "--model.detach-reset" in subject.changes
+    assert "--train.time-steps ''" in subject.changes
+    again = [*arguments[: -len(options)], *shlex.split(subject.changes), "--out", str(tmp_path / "two")]
+    assert main(again) == 0
+    assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
+
+
+def test_what_a_network_measured_is_kept_without_it(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"images": 1, "steps": 2, "fad_own": 3.0, "not_measured": {}}
+    monkeypatch.setattr("esvae.evaluate.evaluate", lambda *args, **options: dict(found))
+    subject = Subject.open(runs["gan"], None, "cpu")
+    assert Results(Settings(own_features=True), print).get(subject, "evaluate") == found
+    forbid(monkeypatch)
+    assert Results(Settings(), print).get(subject, "evaluate") == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": "q"},
+        {"steps": True},
+        *({"rate_histogram": bad} for bad in ("abc", [], [0, 0, 0], [1, -1, 2], [1, 2.5, 1], [1, None], [10**400, 1])),
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_edited_records_of_rates_are_not_drawn(runs: dict[str, Path], tmp_path: Path, change: dict[str, Any]) -> None:
+    records = [json.loads(line) for line in (runs["best"] / "metrics.jsonl").read_text().splitlines()]
+    edited = "".join(json.dumps(r | change if "rate_histogram" in r else r) + "\n" for r in records)
+    (runs["best"] / "metrics.jsonl").write_text(edited)
+    make("fig7", [runs["best"]], tmp_path / "out")
+    missing = json.loads((tmp_path / "out" / "fig7.json").read_text())["not_measured"]
+    assert missing == {"ESVAE, preset best": "its training recorded no firing rates"}
+
+
 def test_text_from_outside_is_only_text(runs: dict[str, Path], tmp_path: Path) -> None:
     evil = tmp_path / "<script>alert(1)<|script>"
     shutil.move(runs["gan"], evil)
     make("table3", [evil], tmp_path / "out")
     make("table2", [evil], tmp_path / "out")
-    assert "<script" not in (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in (tmp_path / "out" / "table3.html").read_text()
     text = (tmp_path / "out" / "table2.md").read_text()
     assert "&lt;script>alert(1)&lt;\\|script>" in text
 

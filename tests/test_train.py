@@ -22,7 +22,7 @@ from torch import nn
 from training_helpers import assert_same, contents, full_disk, stop_at_call
 
 from esvae import ESVAE, checkpoint, data, train
-from esvae.config import Config, ModelConfig, TrainConfig
+from esvae.config import Config, ModelConfig, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.generate import load_model, load_weights
 from esvae.losses import DISTANCES
@@ -395,6 +395,16 @@ def test_one_cycle_warms_up_and_ends_at_nothing() -> None:
 def test_schedule_counts_time_steps(tmp_path: Path, sets: dict[str, data.ImageSet]) -> None:
     trainer = train.Trainer(CONFIG, Run(tmp_path, {}), sets, torch.device("cpu"))
     assert [trainer._work(step) for step in (0, 5, 6, 10)] == [0, 5 * 8, 5 * 8 + 16, 5 * 8 + 5 * 16]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_flips_are_an_option(tmp_path: Path, sets: dict[str, data.ImageSet], flip: bool) -> None:
+    """Of the training images of a set that has them, off in the preset of the paper."""
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, flip=flip))
+    trainer = train.Trainer(config, Run(tmp_path, {}), sets, torch.device("cpu"))
+    assert trainer.sets["train"].flip == flip
+    assert not trainer.sets["test"].flip
+    assert [preset(name, "cifar10").train.flip for name in ("paper", "official", "best")] == [False, True, True]
 
 
 def test_average_of_parameters_and_running_statistics() -> None:

@@ -35,7 +35,7 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
 
     If the folder has `train` and `test` folders, these are the splits; otherwise a tenth of the images, chosen by a
     hash of their relative paths, is the test set. Images are cropped to their centered square and resized bilinearly;
-    C is 1 if all are grey, else 3. Hidden files are left out. `download` does not matter here.
+    C is 1 if all are grey, else 3. Hidden files and folders are left out. `download` does not matter here.
 
     Raises:
         InputError: no folder, no images, images of several sizes or both grey and color, or a file that is no image.
@@ -92,7 +92,8 @@ def _has_splits(root: Path) -> bool:
 
 def _images_below(root: Path) -> list[Path]:
     found = []
-    for folder, _, names in os.walk(root, onerror=_unreadable):
+    for folder, below, names in os.walk(root, onerror=_unreadable):
+        below[:] = [name for name in below if not name.startswith(".")]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
     images = [path for path in found if path.suffix.lower() in SUFFIXES]
     return sorted(images, key=lambda path: path.relative_to(root).as_posix())

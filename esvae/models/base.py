@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from huggingface_hub.errors import (
 from torch import Tensor, nn
 
 from .. import pretrained
-from ..checkpoint import load_safetensors
+from ..checkpoint import load_safetensors, read_json
 from ..config import ModelConfig, TrainConfig, build
 from ..errors import InputError
+from ..runs import CONFIG
 
 WEIGHTS = "model.safetensors"
 
@@ -111,6 +113,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
                 f"{folder}: a run that has not ended, without {WEIGHTS}; its newest checkpoint is read by"
                 " `esvae generate`, and in Python by esvae.generate.load_model"
             )
+        if os.path.lexists(folder / CONFIG):
+            read_json(folder / CONFIG, "the config.json of a model")  # says in a line what the hub's parser would not
         source = folder if folder.is_dir() else pretrained_model_name_or_path
         try:
             return super().from_pretrained(source, **arguments)
@@ -159,3 +163,6 @@ def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor],
         if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
             wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
             raise InputError(f"{source}: not the weights of this config: {name!r:.80} should be {wanted}")
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():
+            got, wanted = tensors[name].dtype, expected[name].dtype
+            raise InputError(f"{source}: not the weights of this config: {name!r:.80} is {got}, should be {wanted}")

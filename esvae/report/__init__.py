@@ -21,10 +21,10 @@ from ..errors import InputError
 from ..evaluate import Track, untracked
 from ..runs import atomic_write, make_folder
 from . import drawings, tables
-from .measure import ANALYSES, FOLDER, Results, Settings, Subject, System, systems
+from .measure import ANALYSES, FOLDER, Results, Settings, Subject, System, data_name, systems
 from .page import page
 from .section import Section, Table
-from .tables import data_name, runs_text
+from .tables import runs_text
 
 SECTIONS: dict[str, Callable[[list[System], Results], Section]] = {
     "table1": tables.table1,
@@ -39,7 +39,7 @@ SECTIONS: dict[str, Callable[[list[System], Results], Section]] = {
     "fig7": drawings.fig7,
     "table5": tables.table5,
 }
-PAGE, INDEX = "report.html", "report.md"
+ALL = "report"  # the name of the page of all sections; that of one is called by it
 ENVIRONMENT = ("ESVAE_DATA_DIR", "ESVAE_FAD_DIR", "ESVAE_INCEPTION")
 
 TITLE = "Spiking autoencoders: measured, beside the published figures"
@@ -75,8 +75,8 @@ def report(
         say: is given a line for everything that cannot be measured; the report goes on without it.
 
     Returns:
-        the files: `<what>.md`, `<what>.json`, of figures `<what>.png` and `<what>.svg`, `report.html` with all of
-        it, and `report.md`, which leads to the Markdown files.
+        the files: `<what>.md`, `<what>.json`, of figures `<what>.png` and `<what>.svg`, the page `<what>.html`; of
+        "all" one page for all of it, `report.html`, and `report.md`, which leads to the Markdown files.
 
     Raises:
         InputError: none of the runs can be loaded, or `out` cannot be written to.
@@ -101,9 +101,10 @@ def report(
                     pictures[name] = content
         write(f"{name}.md", section.markdown())
         write(f"{name}.json", json.dumps(section.to_json(), indent=1, allow_nan=False) + "\n")
-    overview = _overview(members)
-    write(INDEX, _index(overview, missing, sections, command))
-    write(PAGE, page(TITLE, ABOUT, overview, missing, sections, command, pictures))
+    overview, name = _overview(members), ALL if what == "all" else what
+    if what == "all":
+        write(f"{name}.md", _index(overview, missing, sections, command))
+    write(f"{name}.html", page(TITLE, ABOUT, overview, missing, sections, command, pictures))
     return written
 
 

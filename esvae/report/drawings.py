@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..figures import BLUE, GREEN, GREY, VERMILION, image_grid, label_log_axis
-from .measure import Results, System, by_data
+from .measure import Results, System, by_data, data_name
 from .pictures import unpack
 from .section import Section
-from .tables import Reader, data_name
+from .tables import Reader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +68,8 @@ def fig1(systems: list[System], results: Results) -> Section:
         "Figure 1: shuffled latent spikes, decoded",
         [
             "The latent spikes of one image form a table: a row for each time step, a column for each neuron. A time "
-            "shuffle puts its rows into another order, a length shuffle its columns. The image survives the first, "
-            "because each neuron still fires as often as before; it does not survive the second.",
+            "shuffle puts its rows into another order, a length shuffle its columns. An image that firing rates carry "
+            "survives the first, because each neuron still fires as often as before, and not the second.",
         ],
         caption="Test images, their vanilla reconstructions, and reconstructions from shuffled spikes. Of each system "
         "the run of the lowest seed; the errors over all runs are in Table II.",
@@ -345,12 +345,21 @@ HISTOGRAMS = ("rate_histogram", "prior_rate_histogram")
 
 def _histograms(system: System) -> list[dict[str, Any]]:
     """Of up to six epochs: the first, the last, and those between them that are evenly many times later."""
-    records = [r for r in system.first.records() if all(key in r for key in ("epoch", "steps", *HISTOGRAMS))]
+    records = [r for r in system.first.records() if _has_histograms(r)]
     if not records:
         return []
     last = len(records) - 1
     chosen = sorted({round((last + 1) ** (k / (EPOCHS_SHOWN - 1))) - 1 for k in range(EPOCHS_SHOWN)})
     return [{key: records[i][key] for key in ("epoch", "steps", *HISTOGRAMS)} for i in chosen]
+
+
+def _has_histograms(record: dict[str, Any]) -> bool:
+    """A file that was edited has what it has: counts of each rate, 0 / T to T / T, of some neurons."""
+    counts = [record.get(key) for key in HISTOGRAMS]
+    return type(record.get("epoch")) is type(record.get("steps")) is int and all(
+        isinstance(c, list) and len(c) > 1 and all(type(n) is int and 0 <= n < 2**53 for n in c) and any(c)
+        for c in counts
+    )
 
 
 def _draw_histograms(panel: Axes, records: list[dict[str, Any]], key: str) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -92,16 +93,21 @@ class Subject:
 
     @property
     def changes(self) -> str:
-        """The options that are not its preset's, as given to `esvae train`."""
+        """The options that are not its preset's, as given to `esvae train` in a shell."""
         if self.config is None or self.config.preset not in PRESETS:
             return ""
         found, usual = self.config.to_dict(), preset(self.config.preset, self.config.data).to_dict()
         names = [(part, name) for part in ("model", "train") for name in usual[part]]
         return " ".join(
-            f"--{part}.{name} {found[part][name]}"
+            _flag(part, name, found[part][name])
             for part, name in names
             if name not in ("seed", "channels") and found[part][name] != usual[part][name]
         )
+
+    @property
+    def trained_on(self) -> str | None:
+        """The data set, which `--data` may have it measured on another one than; None where nobody knows."""
+        return None if self.config is None else self.config.data
 
     @property
     def seed(self) -> int:
@@ -123,6 +129,12 @@ class Subject:
     def kept(self) -> Path:
         """Where what is measured on it is kept: in its folder; of a model that comes along, in the user's cache."""
         return cache_dir(FOLDER) / self.folder if pretrained.find(self.folder) else self.folder / FOLDER
+
+
+def _flag(part: str, name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{part}.{'' if value else 'no-'}{name.replace('_', '-')}"
+    return f"--{part}.{name.replace('_', '-')} {shlex.quote(str(value))}"
 
 
 # ----------------------------------------------------------------------------------------------------------- analyses
@@ -173,6 +185,9 @@ def _evaluate(context: Context) -> dict[str, Any]:
         inception=settings.inception,
         track=context.track,
     )
+
+
+NETWORKS = ("fad", "inception", "own_features")
 
 
 def _networks(context: Context) -> dict[str, Any]:
@@ -372,6 +387,8 @@ def _kept(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     result, known = content.get("result"), content.get("identity")
     if None in identity["pixels"].values() and isinstance(known, dict):  # nothing at hand to measure again from
         known |= {"pixels": identity["pixels"]}
+    if isinstance(known, dict):  # a network that is not at hand now has not changed what was measured by it
+        known |= {name: identity[name] for name in NETWORKS if name in identity and not identity[name]}
     same = known == json.loads(json.dumps(identity))
     return result if same and content.get("sha256") == _checksum(result) else None
 
@@ -381,6 +398,20 @@ def _checksum(result: Any) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- systems
+
+NAMES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR10",
+    "celeba": "CelebA",
+    "digits": "digits of scikit-learn",
+}
+
+
+def data_name(data: str) -> str:
+    kind, _, path = data.partition(":")
+    return f"{Path(path).name} (image folder)" if kind == "folder" else NAMES.get(data, data)
+
 
 KINDS = {"esvae": "ESVAE", "fsvae": "FSVAE", "vae": "ANN VAE", "gan": "spiking GAN"}
 
@@ -405,8 +436,11 @@ def systems(subjects: Iterable[Subject]) -> list[System]:
     for subject in subjects:
         # Weights of some step or other, or trained nobody knows how, are comparable with none.
         alone = str(subject.folder) if subject.notes or subject.config is None else None
-        key = json.dumps([subject.data, alone, subject.options], sort_keys=True)
-        groups.setdefault(key, []).append(subject)
+        key = json.dumps([subject.data, subject.trained_on, alone, subject.options], sort_keys=True)
+        members = groups.setdefault(key, [])
+        if any(member.seed == subject.seed for member in members):  # what else they differ by is in no option
+            members = groups.setdefault(f"{key} {subject.folder}", [])
+        members.append(subject)
     made = [
         System(_name(members[0]), members[0].data, sorted(members, key=lambda subject: subject.seed))
         for members in groups.values()
@@ -426,6 +460,8 @@ def _name(subject: Subject) -> str:
     name += " + PFA" if config.attention == "pfa" else ""
     if config.kind == "esvae" and subject.config is not None:
         name += f", preset {subject.config.preset}"
+    if subject.trained_on not in (None, subject.data):
+        name += f", trained on {data_name(subject.trained_on)}"
     return f"{name}, unfinished" if subject.notes else name
 
 

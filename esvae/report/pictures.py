@@ -62,6 +62,6 @@ def pack(images: Tensor) -> str:
 
 def unpack(text: str) -> Tensor:
     """The inverse of `pack`, uint8 (N, C, S, S)."""
-    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]))
     height, side = pixels.shape[:2]
     return torch.from_numpy(pixels.reshape(height // side, side, side, -1)).permute(0, 3, 1, 2)

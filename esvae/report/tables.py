@@ -8,22 +8,9 @@ from typing import Any
 
 from ..errors import InputError
 from . import published
-from .measure import FOLDER, Results, Subject, System, by_data
+from .measure import FOLDER, Results, Subject, System, by_data, data_name
 from .published import Published
 from .section import Cell, Section, Table, Value
-
-NAMES = {
-    "mnist": "MNIST",
-    "fashion-mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR10",
-    "celeba": "CelebA",
-    "digits": "digits of scikit-learn",
-}
-
-
-def data_name(data: str) -> str:
-    kind, _, path = data.partition(":")
-    return f"{Path(path).name} (image folder)" if kind == "folder" else NAMES.get(data, data)
 
 
 class Reader:
@@ -101,6 +88,12 @@ _MEASURES = [
 
 
 SHARES = ("precision", "recall", "density", "coverage")
+_SHARES = (
+    "Precision is the share of drawn images that look, to FAD's network, like some real one; recall the share of real "
+    "images that look like some drawn one; density and coverage are their sturdier relatives. They are read together: "
+    "a model that draws a few blurred averages has a high precision and density, above those of real images even, and "
+    "a recall and coverage near 0."
+)
 
 
 def table1(systems: list[System], results: Results) -> Section:
@@ -114,15 +107,18 @@ def table1(systems: list[System], results: Results) -> Section:
         ],
         notes=[
             "Ours are figures of the last epoch on all test images; ± is the standard deviation over training seeds. "
-            "The published ones are the best epoch of each measure, which is chosen on the test images themselves.",
+            "The ESVAE paper's own are the best epoch of each measure, which is chosen on the test images themselves; "
+            "of the figures that it cites that is not known.",
             "FAD is fad_paper here: the published feature network, used as published, with the statistics of each "
             "batch. It is the one distance that can be compared exactly, and does not see global contrast; fad_eval, "
             "below, does.",
+            _SHARES,
+            "fad_own is by a network of this project's own, and must not be set beside a published FAD.",
             f"FID and IS name their implementation in each cell. The published FID is {published.FID}'s, which resizes "
             f"differently, and the published IS feeds {published.INCEPTION_SCORE} where the network expects -1..1: "
             "figures of different implementations must not be compared.",
-            "The row of real images is what a perfect model would score: as many training images in the place of drawn "
-            "ones.",
+            "The row of real images is what a perfect model would score: training images in the place of drawn ones, "
+            "as many as those or all that there are.",
         ],
     )
     reader = Reader(results, section)
@@ -240,7 +236,7 @@ def table2(systems: list[System], results: Results) -> Section:
 
     section = Section(
         "table2",
-        "Table II: the order of the spikes in time hardly matters",
+        "Table II: does the order of the spikes in time matter?",
         [
             "Between encoder and decoder an image is a bundle of spike trains, one per latent neuron, T time steps "
             "long. Here these steps are put into another order before they are decoded. If the image stays what it "
@@ -358,7 +354,8 @@ def _add_energy(reader: Reader, system: System, measured: Table, formula: Table)
             cells.append(value(lambda r, part=part, key=key: r[part][key], form))
         measured.add([system.name, f"{title}; {runs_text(system)}, {result['images']:,} images", *cells])
     cells = [value(lambda r, key=key: r["paper_formula"][key], form) for key, form in FORMULA.items()]
-    formula.add([system.name, "ours: per image, encoded and drawn", *cells])
+    counted = "encoded and drawn" if result["encode"] is not None else "drawn, since it has no encoder"
+    formula.add([system.name, f"ours: per image, {counted}", *cells])
 
 
 # -------------------------------------------------------------------------------------------------------------- table 4
@@ -369,9 +366,11 @@ def table4(systems: list[System], results: Results) -> Section:
         "table4",
         "Table IV: what the encoder knows of the image's class",
         [
-            "The encoder was never told what is on the images. To see how much of it is in its firing rates, they are "
-            "frozen, and a small classifier is trained on them: the paper's, of four fully connected layers, and a "
-            "linear probe, which can use only what lies open. Accuracies are percent of the test images.",
+            "The encoder was never told what is on the images. To see how much of it is in its firing rates (of the "
+            "VAE without spikes: in the means of its latent), they are frozen, and a small classifier is trained on "
+            "them: "
+            "the paper's, of four fully connected layers, and a linear probe, which can use only what lies open. "
+            "Accuracies are percent of the test images.",
             "The last column is the accuracy of always naming the commonest class.",
         ],
         notes=[
