@@ -631,6 +631,7 @@ def test_feature_networks_of_our_own_are_not_mixed() -> None:
     row = dict(zip(section.tables[1].columns, ours["ESVAE"], strict=True))
     assert row["fad_own ↓"].values == row["precision ↑"].values == (0.25,)
     assert "network bbbbbbbb, the other runs by aaaaaaaa" in section.missing["fad_own of other"]
+    assert sum("must not be set beside a published FAD" in note for note in section.notes) == 1
 
 
 def test_exported_models_are_systems_of_their_own() -> None:

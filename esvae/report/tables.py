@@ -89,11 +89,12 @@ _MEASURES = [
 
 SHARES = ("precision", "recall", "density", "coverage")
 _SHARES = (
-    "Precision is the share of drawn images that look, to FAD's network, like some real one; recall the share of real "
-    "images that look like some drawn one; density and coverage are their sturdier relatives. They are read together: "
-    "a model that draws a few blurred averages has a high precision and density, above those of real images even, and "
-    "a recall and coverage near 0."
+    "Precision is the share of drawn images that look, to FAD's network (or one of ours where none is published), like "
+    "some real one; recall the share of real images that look like some drawn one; density and coverage are their "
+    "sturdier relatives. They are read together: a model that draws a few blurred averages has a high precision and "
+    "density, above those of real images even, and a recall near 0."
 )
+_OWN = "fad_own is by a network of this project's own, and must not be set beside a published FAD."
 
 
 def table1(systems: list[System], results: Results) -> Section:
@@ -113,7 +114,6 @@ def table1(systems: list[System], results: Results) -> Section:
             "batch. It is the one distance that can be compared exactly, and does not see global contrast; fad_eval, "
             "below, does.",
             _SHARES,
-            "fad_own is by a network of this project's own, and must not be set beside a published FAD.",
             f"FID and IS name their implementation in each cell. The published FID is {published.FID}'s, which resizes "
             f"differently, and the published IS feeds {published.INCEPTION_SCORE} where the network expects -1..1: "
             "figures of different implementations must not be compared.",
@@ -156,6 +156,8 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
             ours=False,
         )
     network = _own_network(reader, members)
+    if network is not None and _OWN not in reader.section.notes:
+        reader.section.notes.append(_OWN)
     for system in members:
         for prior in system.first.priors:
             _add_quality(reader, system, prior, network, main, more)
