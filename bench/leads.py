@@ -27,6 +27,7 @@ import torch
 import esvae_kernels
 from esvae.config import Config, ModelConfig, TrainConfig, build, preset
 from esvae.data import ordered_batches
+from esvae.errors import InputError
 from esvae.evaluate import BATCH, GENERATED, evaluate, find_reference, generated
 from esvae.generate import load_model
 from esvae.metrics.fad import fad
@@ -112,8 +113,11 @@ def folder_of(out: Path, lead: str, seed: int, smoke: bool) -> Path:
 def row_of(path: Path, smoke: bool) -> dict[str, Any] | None:
     """What was measured by the config of today, if it was: an older base or lead of the same name is another one."""
     row = json.loads(path.read_text()) if path.exists() else {}
-    known = row.get("lead") in LEADS and row.get("config") == config_of(row["lead"], row["seed"], smoke).to_dict()
-    return row if known else None
+    try:
+        own = Config.from_dict(row.get("config", {}))  # options that came later have their defaults
+    except InputError:  # with options that are no more
+        return None
+    return row if row.get("lead") in LEADS and own == config_of(row["lead"], row["seed"], smoke) else None
 
 
 def is_measured(out: Path, lead: str, seed: int, smoke: bool) -> bool:

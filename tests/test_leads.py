@@ -47,9 +47,15 @@ def test_what_was_measured_of_another_config_is_not_in_the_table(tmp_path: Path)
     assert leads.is_measured(tmp_path, leads.BASE, 0, smoke=False)
     assert [row["mse"] for row in leads.measured(tmp_path, smoke=False)[leads.BASE]] == [0.03]
     row = json.loads(path.read_text())
+    del row["config"]["train"]["flip"]  # measured before there was the option
+    path.write_text(json.dumps(row))
+    assert leads.is_measured(tmp_path, leads.BASE, 0, smoke=False)
     row["config"]["model"]["latent"] += 1  # an older preset's
     path.write_text(json.dumps(row))
     assert not leads.is_measured(tmp_path, leads.BASE, 0, smoke=False)
+    assert leads.measured(tmp_path, smoke=False) == {}
+    row["config"]["model"]["colour"] = True  # an option that is no more
+    path.write_text(json.dumps(row))
     assert leads.measured(tmp_path, smoke=False) == {}
 
 
