@@ -279,24 +279,25 @@ def fig6(systems: list[System], results: Results) -> Section:
             "from test images). Left, each neuron's mean rate over all images; right, all neurons of a single image.",
             "A single image that looks unlike the mean is no fault: it is what tells it from other images.",
         ],
-        caption="Shares of the latent neurons, in bins of 1/16. Of each system the run of the lowest seed.",
+        caption="Shares of the latent neurons: left in bins of 1/16, right for each rate that T time steps allow, "
+        "0 / T to T / T. Of each system the run of the lowest seed.",
     )
     found = _with_rates(systems, results, section)
     if not found:
         return section
     section.figure = figure = _new_figure(0.5 + 2.9 * len(found))
     panels = figure.subplots(len(found), 2, squeeze=False)
-    edges = np.linspace(0, 1, 17)
     for row, (system, result) in zip(panels, found, strict=True):
         titles = (f"means over {result['images']:,} images", "one image")
-        for panel, key, title in zip(row, ("means", "single"), titles, strict=True):
+        bins = np.linspace(0, 1, 17), (np.arange(result["steps"] + 2) - 0.5) / result["steps"]
+        for panel, key, edges, title in zip(row, ("means", "single"), bins, titles, strict=True):
             posterior, prior = (np.histogram(result[side][key], edges)[0] / result["latent"] for side in SIDES)
-            panel.bar(edges[:-1], posterior, 1 / 16, align="edge", color=BLUE, alpha=0.45, label="posterior")
+            panel.bar(edges[:-1], posterior, np.diff(edges), align="edge", color=BLUE, alpha=0.45, label="posterior")
             panel.stairs(prior, edges, color=VERMILION, linewidth=2, label="prior")
             _title(panel, system, systems, title)
             panel.set_xlabel("firing rate (spikes per time step)")
             panel.set_ylabel("share of neurons")
-            panel.set_xlim(-0.02, 1.02)
+            panel.set_xlim(edges[0] - 0.02, edges[-1] + 0.02)
         section.data[f"{system.data}: {system.name}"] = {side: result[side] for side in SIDES}
     _legend(figure, panels[0])
     return section
