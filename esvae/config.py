@@ -291,13 +291,15 @@ def _validate(config: object) -> None:
 
 SIZES = {"celeba": 64}
 CHANNELS = {"cifar10": 3, "celeba": 3}
+FLIPPED = ("cifar10", "celeba")  # in training, by default
 TRAINING_IMAGES = {"cifar10": 50_000, "celeba": 162_770, "digits": 1437}  # of the others, 60,000
 
 
 def _paper(data: str) -> Config:
     """The paper, sections III and IV-B, which knows of no flips; what it does not give is as in the published code."""
     model = ModelConfig(channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
-    return Config(data, "paper", model, TrainConfig(flip=False))
+    train = TrainConfig(flip=False) if data in FLIPPED else TrainConfig()  # of the others none is flipped anyway
+    return Config(data, "paper", model, train)
 
 
 def _official(data: str) -> Config:

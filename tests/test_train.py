@@ -22,7 +22,7 @@ from torch import nn
 from training_helpers import assert_same, contents, full_disk, stop_at_call
 
 from esvae import ESVAE, checkpoint, data, train
-from esvae.config import Config, ModelConfig, TrainConfig, preset
+from esvae.config import FLIPPED, Config, ModelConfig, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.generate import load_model, load_weights
 from esvae.losses import DISTANCES
@@ -405,6 +405,7 @@ def test_flips_are_an_option(tmp_path: Path, sets: dict[str, data.ImageSet], fli
     assert trainer.sets["train"].flip == flip
     assert not trainer.sets["test"].flip
     assert [preset(name, "cifar10").train.flip for name in ("paper", "official", "best")] == [False, True, True]
+    assert [name for name, source in data.SOURCES.items() if source.flip] == list(FLIPPED)
 
 
 def test_average_of_parameters_and_running_statistics() -> None:
