@@ -36,12 +36,13 @@ SEEDS = 3
 PROTOCOL = {
     "time_shuffle": "one permutation of the time steps per image, the same for all its neurons; the paper does not say "
     "whether it draws one per run, image or neuron",
-    "time_shuffle_neurons": "a permutation of the time steps per image and neuron: the harder reading",
+    "time_shuffle_neurons": "a permutation of the time steps per image and neuron, which leaves nothing but the firing "
+    "rates",
     "length_shuffle": "one permutation of the neurons per image, the same at all time steps (Fig. 1)",
     "flips": "every latent spike flips with probability a",
     "noise": "with probability a, n ~ N(0, 1) is added to a latent spike and the sum is a spike again where it is at "
     "least 1/2, so that spikes disappear and appear as section IV-D says; the paper gives neither the standard "
-    "deviation nor the threshold. In distribution this is `flips` with probability 0.309 a",
+    "deviation nor the threshold. This is the same as flipping with probability 0.309 a",
     "vanilla": "the reconstruction of the undisturbed spikes; `original` and `vanilla` are mean squared errors on the "
     "scale [-1, 1] against the original images and against it",
     "spread": "mean and standard deviation (n - 1) over the seeds; each draws its own spikes and disturbances",

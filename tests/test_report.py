@@ -195,7 +195,9 @@ class TestAllOfEveryKind:
         text = (whole[0] / "report.md").read_text()
         assert re.findall(r"\]\((\w+)\.md\)", text) == list(SECTIONS)
         assert "--model.latent 4 --train.epochs 2 --train.batch-size 16" in text
-        assert "```sh\nesvae report all\n```" in text
+        assert re.search(r"```sh\n(esvae train --preset .* --out .*\n){5}esvae report all\n```", text)
+        assert "--train.seed 1" in text  # in the command of one run, and in no row
+        assert (whole[0] / "table1.md").read_text().endswith("\n[All sections](report.md)\n")
 
     def test_page_stands_alone(self, whole: tuple[Path, list[str]]) -> None:
         text = (whole[0] / "report.html").read_text()
@@ -206,11 +208,11 @@ class TestAllOfEveryKind:
         assert "link" not in parser.tags
         assert all(source.startswith("data:image/png;base64,") for source in parser.sources)
         assert len(parser.sources) == 6
-        assert {link.removeprefix("#") for link in parser.links} == set(SECTIONS)
+        assert {link.removeprefix("#") for link in parser.links} == {*SECTIONS, "reproduce"}
         assert set(SECTIONS) <= parser.ids
         assert all(image.get("alt") for image in parser.images)
         assert "--model.latent 4 --train.epochs 2 --train.batch-size 16" in parser.text
-        assert "--train.seed" not in parser.text
+        assert parser.text.count("--train.seed") == 1
 
 
 class Parsed(HTMLParser):
@@ -389,7 +391,7 @@ def test_the_same_weights_count_once(runs: dict[str, Path], tmp_path: Path) -> N
     said: list[str] = []
     make("table3", [runs["gan"], copied], tmp_path / "out", said)
     assert said == [f"{copied}: not in the report: has the weights of {runs['gan']}, and counts once"]
-    assert table_rows(tmp_path / "out", "table3")["spiking GAN"]["firing rate"]["n"] == 1
+    assert table_rows(tmp_path / "out", "table3")["spiking GAN"]["firing rate, all neurons"]["n"] == 1
 
 
 def test_data_that_are_gone(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -487,9 +489,10 @@ def test_changes_are_what_the_command_line_takes(images: str, tmp_path: Path) ->
     arguments = ["train", "--preset", "best", "--data", images, "--quiet", *options]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
     subject = Subject.open(tmp_path / "one", None, "cpu")
-    assert "--model.detach-reset" in subject.changes
-    assert "--train.time-steps ''" in subject.changes
-    again = [*arguments[: -len(options)], *shlex.split(subject.changes), "--out", str(tmp_path / "two")]
+    found = subject.options_text(seed=True)
+    assert "--model.detach-reset" in found
+    assert "--train.time-steps ''" in found
+    again = ["train", "--data", images, "--quiet", *shlex.split(found), "--out", str(tmp_path / "two")]
     assert main(again) == 0
     assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
 
@@ -612,7 +615,7 @@ def test_attention_stands_beside_its_sibling() -> None:
     ]
     ours, theirs = measured(table5(systems(subjects), Given({"evaluate": {"images": 1, "steps": 2, "fad_paper": 1.0}})))
     assert list(ours) == ["ESVAE", "ESVAE + PFA"]
-    assert set(theirs) == {"TAID", "PFA", "ESVAE + TAID", "ESVAE + PFA"}
+    assert list(theirs) == ["ESVAE", "TAID", "PFA", "ESVAE + TAID", "ESVAE + PFA"]
 
 
 def test_feature_networks_of_our_own_are_not_mixed() -> None:
@@ -664,8 +667,8 @@ def test_options_beside_the_preset_are_those_of_the_command_line() -> None:
     config = preset("paper", "celeba")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, size=32, latent=8))
     subject = Subject(Path("run"), ESVAE(latent=8), config, "celeba", "0" * 64, [])
-    assert subject.changes == "--model.size 32 --model.latent 8"
-    assert dataclasses.replace(subject, config=None).changes == ""
+    assert subject.options_text(seed=False) == "--preset paper --model.size 32 --model.latent 8"
+    assert dataclasses.replace(subject, config=None).options_text(seed=False) == ""
 
 
 def test_a_curve_has_one_colour_on_all_data_sets() -> None:

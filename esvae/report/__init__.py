@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import pretrained
 from ..errors import InputError
 from ..evaluate import Track, untracked
 from ..runs import atomic_write, make_folder
 from . import drawings, tables
 from .measure import ANALYSES, FOLDER, Results, Settings, Subject, System, data_name, systems
-from .page import page
+from .page import AGAIN, KEPT, page
 from .section import Section, Table
 from .tables import runs_text
 
@@ -48,8 +49,24 @@ ABOUT = [
     "costs little energy on hardware that is made for it. ESVAE (arXiv 2310.14839) is such a network that learns to "
     "compress images into spikes and to decode them again; and it can draw new images, by drawing spikes. FSVAE is the "
     "one that came before it, the ANN VAE the same without spikes, and the spiking GAN another way to draw images.",
-    "This page sets what was measured on trained models (blue rows) beside what was published (white rows). Each row "
-    "says how its figures came about, since protocols differ. The arrows say which way is better.",
+    "This page sets what was measured here, in bold, beside what was published. Each row says how its figures came "
+    "about, since protocols differ. The arrows say which way is better.",
+    "Look at T and training before comparing: the published models were trained for 150 to 300 epochs, ESVAE's at T = "
+    "16. A short training shows what a system learns in that time, not what it can learn; and of a single run nobody "
+    "knows the spread over seeds, so that small differences between such rows may be chance.",
+    "The prior is where the spikes of a new image are drawn from. ESVAE's bottleneck is a small network that turns "
+    "noise into firing rates; a mixture (of Gaussians) is fitted, after training, to the rates that the encoder gives "
+    "training images; FSVAE's is autoregressive, each time step drawn after those before it; the VAE's is a normal "
+    "distribution. The posterior is what the encoder makes of an image.",
+]
+LEGEND = [
+    "d: neurons of the latent, the code between encoder and decoder; of the VAE without spikes, numbers. T: time "
+    "steps; 1@2,1@4,1@8 is one epoch at T = 2, then one at 4, then one at 8. Parameters are those that are trained, "
+    "with the GAN's critic, without a mixture's numbers. Weights: the first digits of their checksum.",
+    "Presets of ESVAE: paper follows the paper; official its published code, which differs from it in places; best is "
+    "this project's own variant, with other neurons, optimizer, kernels and prior, and no reproduction of the paper. "
+    "The FSVAE has the neurons of the ESVAE paper. The spiking GAN is this project's own, on ESVAE's layers, and "
+    "neither SWGAN nor SGAD.",
 ]
 
 
@@ -99,20 +116,31 @@ def report(
                 write(f"{name}.{suffix}", content)
                 if suffix == "png":
                     pictures[name] = content
-        write(f"{name}.md", section.markdown())
+        write(f"{name}.md", section.markdown() + (f"\n[All sections]({ALL}.md)\n" if what == "all" else ""))
         write(f"{name}.json", json.dumps(section.to_json(), indent=1, allow_nan=False) + "\n")
-    overview, name = _overview(members), ALL if what == "all" else what
+    head, name = Section(ALL, TITLE, ABOUT, [_overview(members)], LEGEND, missing), ALL if what == "all" else what
+    commands = "\n".join([*_trainings(members), command])
     if what == "all":
-        write(f"{name}.md", _index(overview, missing, sections, command))
-    write(f"{name}.html", page(TITLE, ABOUT, overview, missing, sections, command, pictures))
+        write(f"{name}.md", _index(head, sections, commands))
+    write(f"{name}.html", page(head, sections, commands, pictures))
     return written
 
 
-def _index(overview: Table, missing: dict[str, str], sections: list[Section], command: str) -> str:
+def _index(head: Section, sections: list[Section], commands: str) -> str:
     """The page's head in Markdown, where its sections are files of their own."""
-    links = [f"[{section.title}]({section.what}.md)" for section in sections]
-    head = Section("report", TITLE, ABOUT, [overview], notes=links, missing=missing)
-    return f"{head.markdown()}\n## How to make this again\n\n```sh\n{command}\n```\n"
+    links = "\n".join(f"- [{section.title}]({section.what}.md)" for section in sections)
+    again = f"## {AGAIN}\n\n{KEPT}\n\n```sh\n{commands}\n```"
+    return f"{head.markdown()}\n## Sections\n\n{links}\n\n{again}\n"
+
+
+def _trainings(members: list[System]) -> list[str]:
+    """The commands that the runs were trained by; a model that comes along is there."""
+    return [
+        f"esvae train {options} --data {shlex.quote(subject.config.data)} --out {shlex.quote(str(subject.folder))}"
+        for system in members
+        for subject in system.subjects
+        if (options := subject.options_text(seed=True)) and not pretrained.find(subject.folder)
+    ]
 
 
 def _open(
@@ -139,7 +167,7 @@ def _open(
 
 
 def _overview(members: list[System]) -> Table:
-    columns = ["system", "data", "d", "T", "parameters", "training", "options beside the preset", "runs"]
+    columns = ["system", "data", "d", "T", "parameters", "training", "preset, and options changed from it", "runs"]
     table = Table("Systems", columns)
     for system in members:
         config, model = system.first.model.config, system.first.model
@@ -151,11 +179,16 @@ def _overview(members: list[System]) -> Table:
                 str(model.steps),
                 f"{sum(p.numel() for p in model.parameters()):,}",
                 runs_text(system),
-                system.first.changes or None,
-                ", ".join(f"{subject.folder} (weights {subject.weights[:12]})" for subject in system.subjects),
+                system.first.options_text(seed=False).removeprefix("--preset ") or None,
+                ", ".join(map(_run_text, system.subjects)),
             ]
         )
     return table.without_empty_columns()
+
+
+def _run_text(subject: Subject) -> str:
+    comes_along = ", which comes along" if pretrained.find(subject.folder) else ""
+    return f"{subject.folder}{comes_along} (weights {subject.weights[:12]})"
 
 
 def command_line(what: str, runs: Sequence[Path], options: dict[str, Any]) -> str:

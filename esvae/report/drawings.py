@@ -68,23 +68,25 @@ def fig1(systems: list[System], results: Results) -> Section:
         "Figure 1: shuffled latent spikes, decoded",
         [
             "The latent spikes of one image form a table: a row for each time step, a column for each neuron. A time "
-            "shuffle puts its rows into another order, a length shuffle its columns. An image that firing rates carry "
-            "survives the first, because each neuron still fires as often as before, and not the second.",
+            "shuffle puts its rows into another order, or (per neuron) every column's spikes into an order of their "
+            "own; a length shuffle puts the columns into another order. If only firing rates matter, the image "
+            "survives a time shuffle, since each neuron fires as often as before; a length shuffle gives each neuron "
+            "another one's spikes, and destroys it.",
         ],
-        caption="Test images, their vanilla reconstructions, and reconstructions from shuffled spikes. Of each system "
-        "the run of the lowest seed; the errors over all runs are in Table II.",
+        caption="Test images, their vanilla reconstructions (from the spikes as they were), and reconstructions from "
+        "shuffled spikes. Of each system the run of the lowest seed; the errors over all runs are in Table II.",
     )
     reader, rows = Reader(results, section), []
     for data, members in by_data(systems).items():
         shown = False
         for system in members:
             if not hasattr(system.first.model, "latent_spikes"):
-                section.missing[system.name] = "has no latent spikes to shuffle"
+                section.missing[system.name] = "has no spikes of a test image to shuffle"
                 continue
             found = reader.get(system.first, "pictures")
             for name, label in SHUFFLED.items() if found else ():
                 if name != "originals":
-                    rows.append((f"{label}\n{system.name}" if name == "reconstructions" else label, found[name]))
+                    rows.append((f"{label}\n{system.name}", found[name]))
                 elif not shown:
                     rows.append((f"{data_name(data)}:\n{label}", found[name]))
                     shown = True
@@ -98,9 +100,9 @@ def grids(systems: list[System], results: Results) -> Section:
         "Images, side by side",
         [
             "What the figures of Table I look like: test images, their reconstructions by every system, and images "
-            "that every system drew. The drawn ones are the first of the sequence of the seed, not picked.",
+            "that every system drew. The drawn ones are the first that were drawn, not picked.",
         ],
-        caption="Of each system the run of the lowest seed, drawing from the prior that it was trained for.",
+        caption="Of each system the run of the lowest seed, drawing from the first of its priors in Table I.",
     )
     reader, rows = Reader(results, section), []
     for data, members in by_data(systems).items():
@@ -149,10 +151,10 @@ def fig4(systems: list[System], results: Results) -> Section:
         "fig4",
         "Figure 4: latent spikes in training and in generation",
         [
-            "What the decoder is given for one image: a dot is a spike, a row is a time step, a column is a neuron. "
+            "What the decoder is given for one image: black is a spike, a row is a time step, a column is a neuron. "
             "Left, the spikes come from a test image, by the encoder (the posterior); right, they are drawn to make a "
-            "new image (the prior). Columns that are full or empty belong to neurons that always fire or never do: "
-            "there the order of the spikes in time can make no difference.",
+            "new image (the prior). A full or empty column is a neuron that fires at every step for this image, or at "
+            "none: there the order of the spikes in time can make no difference.",
         ],
         caption="The first test image and the first drawn one; of each system the run of the lowest seed.",
     )
@@ -161,7 +163,8 @@ def fig4(systems: list[System], results: Results) -> Section:
         section.figure = figure = _new_figure(0.5 + 1.75 * len(found))
         panels = figure.subplots(len(found), 2, squeeze=False)
         for row, (system, result) in zip(panels, found, strict=True):
-            for panel, key, title in zip(row, SIDES, ("test image", "drawn image"), strict=True):
+            titles = "test image", f"drawn image, {result['prior']} prior"
+            for panel, key, title in zip(row, SIDES, titles, strict=True):
                 raster = np.array([list(line) for line in result[key]["raster"]]) == "1"
                 panel.imshow(raster, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
                 _title(panel, system, systems, title)
@@ -205,7 +208,8 @@ def fig5(systems: list[System], results: Results) -> Section:
             "A spike train is disturbed before it is decoded: with probability a each spike gets noise (left), or "
             "flips, so that a spike vanishes or appears (right). The errors are those of the image that is decoded "
             "then: against the original (solid), and against the vanilla reconstruction, that without noise (dashed). "
-            "Flat curves are robust.",
+            "Robust is a system whose dashed curve stays low; a solid one that is flat may mean that the image was "
+            "poor before.",
         ],
         notes=[f"noise: {PROTOCOL['noise']}.", f"flips: {PROTOCOL['flips']}."],
     )
@@ -218,11 +222,11 @@ def fig5(systems: list[System], results: Results) -> Section:
     if not groups:
         return section
     section.caption = (
-        "Lines are means and bands standard deviations: over training seeds where a system has several runs, else over "
-        "draws of the noise."
+        "Mean squared errors over the probability a, on two scales. Lines are means and bands standard deviations: "
+        "over training seeds where a system has several runs, else over draws of the noise."
     )
     section.figure = figure = _new_figure(0.4 + 3.9 * len(groups))
-    panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
+    panels = figure.subplots(len(groups), 2, squeeze=False)
     names = dict.fromkeys(system.name for curves in groups.values() for system, _ in curves)  # of one legend
     numbers = {name: number for number, name in enumerate(names)}
     for row, (data, curves) in zip(panels, groups.items(), strict=True):
@@ -234,8 +238,8 @@ def fig5(systems: list[System], results: Results) -> Section:
             panel.set_title(f"{data_name(data)}: {kind}", fontsize="medium")
             panel.grid(color="0.9", linewidth=0.8)
             panel.set_axisbelow(True)
-        row[0].set_ylim(bottom=0)  # now that both panels, which share it, have all curves
-        row[0].set_ylabel("mean squared error (images in [-1, 1])")
+            panel.set_ylim(bottom=0)
+            panel.set_ylabel("mean squared error (images in [-1, 1])")
     _legend(figure, panels[:, 0])
     return section
 
@@ -276,8 +280,10 @@ def fig6(systems: list[System], results: Results) -> Section:
         [
             "The firing rate of a neuron is the share of the time steps at which it spikes. Images can be drawn well "
             "only if the drawn rates (the prior) are spread as those that the decoder was trained on (the posterior, "
-            "from test images). Left, each neuron's mean rate over all images; right, all neurons of a single image.",
-            "A single image that looks unlike the mean is no fault: it is what tells it from other images.",
+            "from test images); that is not enough: the rates must also occur together as in real images. Left, each "
+            "neuron's mean rate over all images; right, all neurons of a single image.",
+            "The two single images are different ones: compare what kind they are (many neurons at 0 and 1, or not), "
+            "and not the bars. Scales differ from panel to panel.",
         ],
         caption="Shares of the latent neurons: left in bins of 1/16, right for each rate that T time steps allow, "
         "0 / T to T / T. Of each system the run of the lowest seed.",
@@ -288,7 +294,7 @@ def fig6(systems: list[System], results: Results) -> Section:
     section.figure = figure = _new_figure(0.5 + 2.9 * len(found))
     panels = figure.subplots(len(found), 2, squeeze=False)
     for row, (system, result) in zip(panels, found, strict=True):
-        titles = (f"means over {result['images']:,} images", "one image")
+        titles = f"means over {result['images']:,} images, {result['prior']} prior", "one image"
         bins = np.linspace(0, 1, 17), (np.arange(result["steps"] + 2) - 0.5) / result["steps"]
         for panel, key, edges, title in zip(row, ("means", "single"), bins, titles, strict=True):
             posterior, prior = (np.histogram(result[side][key], edges)[0] / result["latent"] for side in SIDES)
@@ -316,7 +322,8 @@ def fig7(systems: list[System], results: Results) -> Section:
             "Rates are multiples of 1/T. Density is the share of a rate times T + 1, so that epochs at another T can "
             "be compared: 1 everywhere would mean that all rates are equally frequent.",
         ],
-        caption="Of each system the run of the lowest seed, by the prior that was there while it was trained.",
+        caption="Of each system the run of the lowest seed, by the prior that was there while it was trained: a "
+        "mixture is fitted only afterwards. Scales differ from system to system.",
     )
     found = []
     for system in systems:
@@ -330,7 +337,8 @@ def fig7(systems: list[System], results: Results) -> Section:
     section.figure = figure = _new_figure(0.3 + 3.2 * len(found))
     panels = figure.subplots(len(found), 2, squeeze=False, sharey="row")
     for row, (system, records) in zip(panels, found, strict=True):
-        for panel, key, title in zip(row, HISTOGRAMS, ("training", "generation"), strict=True):
+        trained = next(prior for prior in system.first.priors if prior != "mixture")
+        for panel, key, title in zip(row, HISTOGRAMS, ("training", f"generation, {trained} prior"), strict=True):
             _draw_histograms(panel, records, key)
             _title(panel, system, systems, title)
             panel.set_xlabel("firing rate (spikes per time step)")

@@ -91,18 +91,18 @@ class Subject:
         train = {} if self.config is None else dataclasses.asdict(self.config.train)
         return {name: value for name, value in {**model, **train}.items() if name != "seed"}
 
-    @property
-    def changes(self) -> str:
-        """The options that are not its preset's, as given to `esvae train` in a shell."""
+    def options_text(self, *, seed: bool) -> str:
+        """The preset and what was changed of it, with or without the seed, as given to `esvae train` in a shell."""
         if self.config is None or self.config.preset not in PRESETS:
             return ""
         found, usual = self.config.to_dict(), preset(self.config.preset, self.config.data).to_dict()
-        names = [(part, name) for part in ("model", "train") for name in usual[part]]
-        return " ".join(
+        changes = [
             _flag(part, name, found[part][name])
-            for part, name in names
-            if name not in ("seed", "channels") and found[part][name] != usual[part][name]
-        )
+            for part in ("model", "train")
+            for name in usual[part]
+            if name != "channels" and (seed or name != "seed") and found[part][name] != usual[part][name]
+        ]
+        return " ".join([f"--preset {self.config.preset}", *changes])
 
     @property
     def trained_on(self) -> str | None:

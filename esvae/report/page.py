@@ -9,6 +9,8 @@ from string import Template
 
 from .section import NOTHING, Section, Table, Value
 
+AGAIN = "How to make this again"
+KEPT = "What was measured is kept beside each run, and taken from there as long as weights and settings are the same."
 SHORT = 24  # letters that a cell need not be wide for
 
 PAGE = Template("""<!doctype html>
@@ -53,54 +55,51 @@ pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; }
 <h1>$title</h1>
 $header
 </header>
-<nav aria-label="Sections">$links</nav>
+<nav aria-label="Sections">$links <a href="#reproduce">$again</a></nav>
 <main>
 $sections
 </main>
 <footer>
-<h2 id="reproduce">How to make this page again</h2>
-<p>What was measured is kept beside each run and taken from there as long as weights and settings are the same.</p>
-<pre>$command</pre>
+<h2 id="reproduce">$again</h2>
+<p>$kept</p>
+<pre>$commands</pre>
 </footer>
 </body>
 </html>
 """)
 
 
-def page(
-    title: str,
-    about: list[str],
-    overview: Table,
-    missing: dict[str, str],
-    sections: list[Section],
-    command: str,
-    pictures: dict[str, bytes],
-) -> str:
+def page(head: Section, sections: list[Section], commands: str, pictures: dict[str, bytes]) -> str:
     """All text is escaped here; `pictures` are the PNG files of sections, by their `what`."""
-    header = [*(f"<p>{escape(text)}</p>" for text in about), _table(overview), _missing(missing)]
     return PAGE.substitute(
-        title=escape(title),
-        header="\n".join(filter(None, header)),
+        title=escape(head.title),
+        header=_content(head, None, "h2"),
         links=" ".join(f'<a href="#{s.what}">{escape(s.title.partition(":")[0])}</a>' for s in sections),
         sections="\n".join(_section(section, pictures.get(section.what)) for section in sections),
-        command=escape(command),
+        again=escape(AGAIN),
+        kept=escape(KEPT),
+        commands=escape(commands),
     )
 
 
 def _section(section: Section, picture: bytes | None) -> str:
-    parts = [f'<section aria-labelledby="{section.what}">', f'<h2 id="{section.what}">{escape(section.title)}</h2>']
-    parts += [f"<p>{escape(text)}</p>" for text in section.about]
+    title = f'<h2 id="{section.what}">{escape(section.title)}</h2>'
+    return f'<section aria-labelledby="{section.what}">\n{title}\n{_content(section, picture, "h3")}\n</section>'
+
+
+def _content(section: Section, picture: bytes | None, heading: str) -> str:
+    parts = [f"<p>{escape(text)}</p>" for text in section.about]
     if picture is not None:
         image = base64.b64encode(picture).decode()
         parts.append(
-            f'<figure><img alt="{escape(section.title)}" src="data:image/png;base64,{image}">'
+            f'<figure><img alt="{escape(section.alternative)}" src="data:image/png;base64,{image}">'
             f"<figcaption>{escape(section.caption)}</figcaption></figure>"
         )
-    parts += map(_table, section.tables)
+    parts += [_table(table, heading) for table in section.tables]
     if section.notes:
         parts.append(f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in section.notes)}</ul>')
     parts.append(_missing(section.missing))
-    return "\n".join([*filter(None, parts), "</section>"])
+    return "\n".join(filter(None, parts))
 
 
 def _missing(missing: dict[str, str]) -> str:
@@ -110,15 +109,17 @@ def _missing(missing: dict[str, str]) -> str:
     return f'<div class="missing"><p>Not measured:</p><ul>{lines}</ul></div>'
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, heading: str) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     body = []
     for row, ours in zip(table.rows, table.ours, strict=True):
         first = f'<th scope="row">{escape(str(row[0]))}</th>'
         kind = ' class="ours"' if ours else ""
         body.append(f"<tr{kind}>{first}{''.join(map(_cell, row[1:]))}</tr>")
-    title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
-    return f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    content = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    title = escape(table.title)  # the region scrolls where it is wider than the page, by keys as well
+    region = f'<div class="wide" tabindex="0" role="region" aria-label="{title}">{content}</div>'
+    return f"<{heading}>{title}</{heading}>{region}"
 
 
 def _cell(cell: str | Value | None) -> str:

@@ -41,12 +41,17 @@ class Value:
     def __str__(self) -> str:
         text, brackets = format(self.mean, self.form), [self.note] if self.note else []
         if self.sd is not None:
-            text += f" ± {format(self.sd, self.form)}"
+            text += f" ± {self._spread(self.sd)}"
             brackets.append(f"{len(self.values)} runs")
         elif self.repeats is not None:
-            text += f" ± {format(self.repeats[0], self.form)}"
+            text += f" ± {self._spread(self.repeats[0])}"
             brackets.append(self.repeats[1])
         return f"{text} ({', '.join(brackets)})" if brackets else text
+
+    def _spread(self, sd: float) -> str:
+        """Like the value, but for one that would then be 0 and is not."""
+        text = format(sd, self.form)
+        return text if sd == 0 or text.strip("0.,") else format(sd, ".0e")
 
     def to_json(self) -> dict[str, Any]:
         found = {"mean": self.mean, "sd": self.sd, "n": len(self.values), "values": list(self.values)}
@@ -113,6 +118,11 @@ class Section:
     caption: str = ""
     data: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def alternative(self) -> str:
+        """What stands for the figure where it is not seen."""
+        return f"{self.title}. {self.caption}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "what": self.what,
@@ -126,7 +136,7 @@ class Section:
     def markdown(self) -> str:
         parts = [f"# {_plain(self.title)}", *map(_plain, self.about)]
         if self.figure is not None:
-            parts.append(f"![{_plain(self.title)}]({self.what}.png)\n\n{_plain(self.caption)}")
+            parts.append(f"![{_plain(self.alternative)}]({self.what}.png)\n\n{_plain(self.caption)}")
         for table in self.tables:
             parts += [f"## {_plain(table.title)}", _markdown_table(table)]
         if self.notes:
