@@ -394,7 +394,8 @@ def _add_energy(reader: Reader, system: System, measured: Table, formula: Table)
             cells.append(value(lambda r, part=part, key=key: r[part][key], form))
             if key == "energy_uj":
                 ends = [value(lambda r, part=part, end=end: r[part]["energy_range_uj"][end], ",.1f") for end in (0, 1)]
-                cells.append(" to ".join(f"{end.mean:,.1f}" for end in ends if end is not None))
+                texts = dict.fromkeys(f"{end.mean:,.1f}" for end in ends if end is not None)
+                cells.append(" to ".join(texts) if len(texts) > 1 else None)
         measured.add([system.name, f"{title}; {runs_text(system)}, {result['images']:,} images", *cells])
     cells = [value(lambda r, key=key: r["paper_formula"][key], form) for key, form in FORMULA.items()]
     counted = "encoded and drawn" if result["encode"] is not None else "drawn, since it has no encoder"
