@@ -10,7 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 PAPER = "arXiv 2310.14839"
-PAPER_PROTOCOL = "T = 16, 300 epochs, best epoch of each measure, chosen on test statistics; last incomplete batch of the test set dropped"
+PAPER_PROTOCOL = (
+    "T = 16, 300 epochs, best epoch of each measure, chosen on test statistics; last incomplete batch of the test set "
+    "dropped"
+)
 FSVAE_PROTOCOL = "from FSVAE's paper (arXiv 2110.00375), by its own protocol"
 CITED = "another paper's figure, by its own protocol"
 
