@@ -22,7 +22,7 @@ from .. import pretrained
 from ..checkpoint import load_safetensors, read_json
 from ..config import ModelConfig, TrainConfig, build
 from ..errors import InputError
-from ..runs import CONFIG
+from ..runs import CONFIG, Run
 
 WEIGHTS = "model.safetensors"
 
@@ -108,7 +108,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         folder = pretrained.find(pretrained_model_name_or_path) or Path(pretrained_model_name_or_path)
         if not (folder / WEIGHTS).exists() and (folder / "model" / WEIGHTS).is_file():
             folder = folder / "model"
-        elif not (folder / WEIGHTS).exists() and (folder / "checkpoints").is_dir():
+        elif not (folder / WEIGHTS).exists() and Run(folder, {}).checkpoints.is_dir():
             raise InputError(
                 f"{folder}: a run that has not ended, without {WEIGHTS}; its newest checkpoint is read by"
                 " `esvae generate`, and in Python by esvae.generate.load_model"

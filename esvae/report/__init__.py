@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import pretrained
 from ..errors import InputError
 from ..evaluate import Track, untracked
 from ..runs import atomic_write, make_folder
@@ -139,7 +138,7 @@ def _trainings(members: list[System]) -> list[str]:
         f"esvae train {options} --data {shlex.quote(subject.config.data)} --out {shlex.quote(str(subject.folder))}"
         for system in members
         for subject in system.subjects
-        if (options := subject.options_text(seed=True)) and not pretrained.find(subject.folder)
+        if (options := subject.options_text(seed=True)) and not subject.comes_along
     ]
 
 
@@ -187,8 +186,8 @@ def _overview(members: list[System]) -> Table:
 
 
 def _run_text(subject: Subject) -> str:
-    comes_along = ", which comes along" if pretrained.find(subject.folder) else ""
-    return f"{subject.folder}{comes_along} (weights {subject.weights[:12]})"
+    where = f"{subject.folder}, which comes along" if subject.comes_along else str(subject.folder)
+    return f"{where} (weights {subject.weights[:12]})"
 
 
 def command_line(what: str, runs: Sequence[Path], options: dict[str, Any]) -> str:

@@ -364,11 +364,13 @@ def _histograms(system: System) -> list[dict[str, Any]]:
 
 def _has_histograms(record: dict[str, Any]) -> bool:
     """A file that was edited has what it has: counts of each rate, 0 / T to T / T, of some neurons."""
-    counts = [record.get(key) for key in HISTOGRAMS]
-    return type(record.get("epoch")) is type(record.get("steps")) is int and all(
-        isinstance(c, list) and len(c) > 1 and all(type(n) is int and 0 <= n < 2**53 for n in c) and any(c)
-        for c in counts
-    )
+
+    def counts(value: object) -> bool:
+        good = isinstance(value, list) and len(value) > 1 and all(type(n) is int and 0 <= n < 2**53 for n in value)
+        return good and any(value)
+
+    numbers = all(type(record.get(key)) is int for key in ("epoch", "steps"))
+    return numbers and all(counts(record.get(key)) for key in HISTOGRAMS)
 
 
 def _draw_histograms(panel: Axes, records: list[dict[str, Any]], key: str) -> None:

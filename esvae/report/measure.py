@@ -128,7 +128,12 @@ class Subject:
     @property
     def kept(self) -> Path:
         """Where what is measured on it is kept: in its folder; of a model that comes along, in the user's cache."""
-        return cache_dir(FOLDER) / self.folder if pretrained.find(self.folder) else self.folder / FOLDER
+        return cache_dir(FOLDER) / self.folder if self.comes_along else self.folder / FOLDER
+
+    @property
+    def comes_along(self) -> bool:
+        """With the package."""
+        return pretrained.find(self.folder) is not None
 
 
 def _flag(part: str, name: str, value: Any) -> str:
@@ -168,6 +173,7 @@ class Analysis(NamedTuple):
     draws: bool = False  # images from the prior: results differ by prior
     splits: tuple[str, ...] = ("test",)  # of the data set, that it reads
     labels: bool = False  # that it reads as well
+    needs: str | None = None  # what a model must have for it
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
@@ -285,12 +291,16 @@ def _images(context: Context) -> dict[str, Any]:
 
 ANALYSES = {
     "evaluate": Analysis(_evaluate, _networks, draws=True, splits=("train", "test")),
-    "robustness": Analysis(_robustness, _images),
+    "robustness": Analysis(_robustness, _images, needs="latent_spikes"),
     "classify": Analysis(
-        _classify, lambda context: {"epochs": context.settings.classifier_epochs}, splits=("train", "test"), labels=True
+        _classify,
+        lambda context: {"epochs": context.settings.classifier_epochs},
+        splits=("train", "test"),
+        labels=True,
+        needs="encode",
     ),
     "energy": Analysis(_energy, _images, draws=True),
-    "rates": Analysis(_rates, _images, draws=True),
+    "rates": Analysis(_rates, _images, draws=True, needs="latent_spikes"),
     "pictures": Analysis(_pictures, draws=True),
 }
 
@@ -385,10 +395,12 @@ def _kept(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     except InputError:  # damaged: measured again
         return None
     result, known = content.get("result"), content.get("identity")
-    if None in identity["pixels"].values() and isinstance(known, dict):  # nothing at hand to measure again from
+    if not isinstance(known, dict):
+        return None
+    if None in identity["pixels"].values():  # nothing at hand to measure again from
         known |= {"pixels": identity["pixels"]}
-    if isinstance(known, dict):  # a network that is not at hand now has not changed what was measured by it
-        known |= {name: identity[name] for name in NETWORKS if name in identity and not identity[name]}
+    # A network that is not at hand now has not changed what was measured by it.
+    known |= {name: identity[name] for name in NETWORKS if name in identity and not identity[name]}
     same = known == json.loads(json.dumps(identity))
     return result if same and content.get("sha256") == _checksum(result) else None
 

@@ -9,11 +9,9 @@ from typing import Any
 from ..config import preset
 from ..errors import InputError
 from . import published
-from .measure import FOLDER, KINDS, Results, Subject, System, by_data, data_name
+from .measure import ANALYSES, FOLDER, KINDS, Results, Subject, System, by_data, data_name
 from .published import Published
 from .section import Cell, Section, Table, Value
-
-NEEDED = {"robustness": "latent_spikes", "rates": "latent_spikes", "classify": "encode"}  # of a model
 
 
 class Reader:
@@ -27,10 +25,11 @@ class Reader:
         try:
             result = self.results.get(subject, analysis, prior)
         except InputError as error:
-            needed = NEEDED.get(analysis)
-            lacks = needed is not None and not hasattr(subject.model, needed)
-            why = f"{KINDS[subject.model.kind]} has no {'spikes' if hasattr(subject.model, 'encode') else 'encoder'}"
-            self.section.missing[f"{analysis} of {subject.folder}"] = why if lacks else str(error)
+            needs, why = ANALYSES[analysis].needs, str(error)
+            if needs and not hasattr(subject.model, needs):  # of the kind, in words of the page and not of the code
+                what = "spikes" if hasattr(subject.model, "encode") else "encoder"
+                why = f"{KINDS[subject.model.kind]} has no {what}"
+            self.section.missing[f"{analysis} of {subject.folder}"] = why
             return None
         for what, why in result.get("not_measured", {}).items():
             self.section.missing[f"{what} of {data_name(subject.data)}"] = why
@@ -378,6 +377,12 @@ def _add_energy(reader: Reader, system: System, measured: Table, formula: Table)
     def value(pick: Callable[[dict[str, Any]], float | None], form: str) -> Value | None:
         return reader.over_runs(system, "energy", pick, form)
 
+    def span(part: str) -> str | None:
+        """Of the energy, where it has one."""
+        low, high = (value(lambda r, end=end: r[part]["energy_range_uj"][end], ",.1f") for end in (0, 1))
+        texts = dict.fromkeys(f"{end.mean:{end.form}}" for end in (low, high) if end is not None)
+        return " to ".join(texts) if len(texts) > 1 else None
+
     for part, title in (("encode", "encode an image"), ("generate", "draw an image")):
         if result[part] is None:
             continue
@@ -392,10 +397,7 @@ def _add_energy(reader: Reader, system: System, measured: Table, formula: Table)
             ("neuron_updates_uj", ",.2f"),
         ):
             cells.append(value(lambda r, part=part, key=key: r[part][key], form))
-            if key == "energy_uj":
-                ends = [value(lambda r, part=part, end=end: r[part]["energy_range_uj"][end], ",.1f") for end in (0, 1)]
-                texts = dict.fromkeys(f"{end.mean:,.1f}" for end in ends if end is not None)
-                cells.append(" to ".join(texts) if len(texts) > 1 else None)
+        cells.insert(3, span(part))  # behind the energy
         measured.add([system.name, f"{title}; {runs_text(system)}, {result['images']:,} images", *cells])
     cells = [value(lambda r, key=key: r["paper_formula"][key], form) for key, form in FORMULA.items()]
     counted = "encoded and drawn" if result["encode"] is not None else "drawn, since it has no encoder"
@@ -413,8 +415,7 @@ def table4(systems: list[System], results: Results) -> Section:
             "The encoder was never told what is on the images. To see how much of it is in its firing rates (of the "
             "VAE without spikes: in the means of its latent), they are frozen, and a small classifier is trained on "
             "them: the paper's, of four fully connected layers, and a linear probe, one layer, which finds only what a "
-            "plane can separate. "
-            "Accuracies are percent of the test images.",
+            "plane can separate. Accuracies are percent of the test images.",
             "The last column is the accuracy of always naming the commonest class.",
         ],
         notes=[
@@ -475,11 +476,11 @@ def table5(systems: list[System], results: Results) -> Section:
             "none of the runs has either; train one with --model.readout taid or --model.attention pfa"
         )
     reader = Reader(results, section)
+    without = [row for row in published.TABLE1 if row.system == "ESVAE"]
     shown = by_data(with_attention) or dict.fromkeys(["cifar10"])  # the published rows alone
     for data in shown:
         kinds = {system.first.model.kind for system in shown[data] or ()}
         members = [s for s in systems if s.data == data and s.first.model.kind in kinds] if kinds else []
-        without = [row for row in published.TABLE1 if row.system == "ESVAE"]
         tables = _quality(reader, data, members, [*without, *published.TABLE5])
         section.tables += [table.without_empty_columns() for table in tables]
     return section
