@@ -30,7 +30,8 @@ void set_isa(const std::string& name) {
 
 }  // namespace
 
-PYBIND11_MODULE(_esvae_kernels, m) {
+// Without Python's global lock: the one thing that calls share is the choice of the vector width, which is atomic.
+PYBIND11_MODULE(_esvae_kernels, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of esvae_kernels; call them through that package, which validates.";
   m.attr("__version__") = ESVAE_VERSION;
   m.def("isa", [] { return kernels().name; }, "The vector width in use.");
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_esvae_kernels, m) {
   m.def("set_isa", &set_isa, py::arg("name"), "Use one of isas() from now on, in the whole process.");
 
   define_kernels(m, &kernels);
+  m.attr("why_one_thread") = ESVAE_WHY_ONE_THREAD;
   m.attr("why_no_cuda") = ESVAE_WHY_NO_CUDA;
 #ifdef ESVAE_CUDA
   py::module_ on_gpu = m.def_submodule("cuda", "The same functions on NVIDIA GPUs; addresses are of that GPU's memory.");

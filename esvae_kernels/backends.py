@@ -6,6 +6,7 @@ A new backend: a file per room under `ops/`, and a row in `_BACKENDS` and `_ORDE
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -52,7 +53,12 @@ _forced: list[str] = []
 
 def available_backends() -> list[str]:
     """The backends that can run in this process, e.g. `["reference", "cpu"]`."""
-    return [name for name, backend in _BACKENDS.items() if backend.why_not(backend.home) is None]
+    return [name for name, why in why_not().items() if why is None]
+
+
+def why_not() -> dict[str, str | None]:
+    """For every backend why it cannot run in this process; None where it can."""
+    return {name: backend.why_not(backend.home) for name, backend in _BACKENDS.items()}
 
 
 def _checked(name: str, source: str) -> str:
@@ -79,10 +85,20 @@ def pick(device: torch.device) -> str:
         forced = _checked(name, "ESVAE_BACKEND")
     if forced is None:
         order = _ORDER.get(device.type, ("reference",))
-        return next(name for name in order if _BACKENDS[name].why_not(device.type) is None)
+        name = next(name for name in order if _BACKENDS[name].why_not(device.type) is None)
+        if name == "reference" != order[0]:
+            _say_that_it_is_slow(device.type)
+        return name
     if why := _BACKENDS[forced].why_not(device.type):
         raise RuntimeError(f"backend {forced!r} was asked for but cannot run: {why}")
     return forced
+
+
+@cache
+def _say_that_it_is_slow(device: str) -> None:
+    """Once for each type of device: everything still works, many times slower."""
+    reasons = "; ".join(f"{name}: {_BACKENDS[name].why_not(device)}" for name in _ORDER[device][:-1])
+    warnings.warn(f"esvae_kernels runs on the slow reference, no other backend can run ({reasons})", stacklevel=2)
 
 
 def room(package: str, device: torch.device) -> ModuleType | None:

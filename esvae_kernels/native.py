@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,9 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         import _esvae_kernels as module
     except ImportError as error:
+        note = Path(__file__).with_name("not_built.txt")  # setup.py's, where it could not build the module
+        if note.exists():
+            return None, f"the compiled module could not be built: {note.read_text(encoding='utf-8').strip()}"
         return None, f"the compiled module is missing ({error}); `pip install .` builds it"
     built, package = module.__version__, package_version()
     if built != package:
