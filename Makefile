@@ -1,13 +1,14 @@
-# `make demo` and `make test` need Python >= 3.10 with venv, g++ and nothing else; everything goes into .venv.
+# `make demo` and `make test` need Python >= 3.11 with venv, g++ and nothing else; everything goes into .venv.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+INSTALL := install
 OWN_VENV := norse sinabs
 # Files of tests in as many processes, in order: by number of tests the few long ones would come last, one by one. Threads
 # that wait sleep, or those of one process would keep another from its cores.
 SIDE_BY_SIDE = -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install demo test peers bench soak gpu lint sanitize sanitize-address sanitize-thread clean
+.PHONY: help install demo test peers bench soak gpu wheel check-install lint sanitize sanitize-address sanitize-thread clean
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
@@ -18,15 +19,17 @@ help:
 	@echo "make soak   trainings killed at random instants, a million damaged files: an hour"
 	@echo "make gpu    on a machine with a GPU, with the Python that is there: its tests, compute-sanitizer, its benchmarks"
 	@echo "make lint   formatting and lint"
+	@echo "make wheel  an sdist and a wheel, into dist/"
+	@echo "make check-install   whether constraints.txt resolves on every platform and Python"
 	@echo "make sanitize   the kernel tests under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer"
 
 install: .venv/.installed
 
 .venv/.installed: $(SOURCES)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python >= 3.10 is needed, PYTHON=$(PYTHON) is older"; exit 1; }
-	@command -v g++ >/dev/null || { echo "a C++17 compiler is needed: apt-get install g++"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, PYTHON=$(PYTHON) is older"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "no venv module: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[dev]'
+	@$(BIN)/python -c 'from esvae_kernels import native as n; print("esvae_kernels:", n.why_missing or "compiled")'
 	@touch $@
 
 demo: install
@@ -70,6 +73,20 @@ gpu:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# Every extra on every platform and Python, from an index, without downloading a wheel.
+check-install: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/check_install.py
+
+# An sdist, and of that a wheel: on Linux with the lowest manylinux tag that this machine's compiler and C library allow.
+# libgomp stays torch's, which is loaded before.
+wheel: $(INSTALL)
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist .
+	@if test "$$(uname)" = Linux; then mkdir -p build && mv dist/*.whl build/ && PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/*.whl && rm build/*.whl; fi
+	@ls -l dist
 
 # A module of their own for the sanitizers, each in a folder with the package beside it. ARGS="-v -k ..." goes to pytest.
 sanitize: sanitize-address sanitize-thread

@@ -78,20 +78,26 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.pop()
 
 
+def forced() -> str | None:
+    """The backend that `use_backend` forces, or else `ESVAE_BACKEND`; None where the fastest one is to run."""
+    if _forced:
+        return _forced[-1]
+    name = os.environ.get("ESVAE_BACKEND")
+    return _checked(name, "ESVAE_BACKEND") if name else None
+
+
 def pick(device: torch.device) -> str:
     """The backend for a tensor on `device`: the forced one, else the fastest that runs."""
-    forced = _forced[-1] if _forced else None
-    if forced is None and (name := os.environ.get("ESVAE_BACKEND")):
-        forced = _checked(name, "ESVAE_BACKEND")
-    if forced is None:
+    asked = forced()
+    if asked is None:
         order = _ORDER.get(device.type, ("reference",))
         name = next(name for name in order if _BACKENDS[name].why_not(device.type) is None)
         if name == "reference" != order[0]:
             _say_that_it_is_slow(device.type)
         return name
-    if why := _BACKENDS[forced].why_not(device.type):
-        raise RuntimeError(f"backend {forced!r} was asked for but cannot run: {why}")
-    return forced
+    if why := _BACKENDS[asked].why_not(device.type):
+        raise RuntimeError(f"backend {asked!r} was asked for but cannot run: {why}")
+    return asked
 
 
 @cache

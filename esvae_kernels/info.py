@@ -4,52 +4,37 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from . import native
-from .backends import why_not
+from .backends import forced, why_not
 
-DISTRIBUTION = "esvae"
+LIBRARIES = ("spikingjelly", "snntorch", "norse", "sinabs", "nir", "nirtorch")  # what `dropin` is for
 
 
 def lines() -> list[tuple[str, str]]:
-    """Pairs of a label and what there is to say: versions, compiled module, backends, threads, GPUs, extras."""
+    """(label, text) of versions, the compiled module, the backends, threads, GPUs and the libraries of `dropin`."""
     return [
-        (DISTRIBUTION, f"{native.package_version()}, {Path(__file__).parent}"),
+        ("esvae_kernels", f"{native.package_version()}, {Path(__file__).parent}"),
         ("Python", f"{platform.python_version()} {platform.python_implementation()}, {sys.executable}"),
         ("system", platform.platform()),
         ("torch", f"{torch.__version__}, {_build()}"),
-        *((name, version or "missing") for name, version in versions(["numpy", "triton"]).items()),
+        *((name, version or "missing") for name, version in versions(("numpy", "triton")).items()),
         ("compiled module", _compiled()),
         *((f"backend {name}", "runs" if why is None else f"cannot run: {why}") for name, why in why_not().items()),
-        ("ESVAE_BACKEND", os.environ.get("ESVAE_BACKEND", "not set: the fastest that runs")),
+        ("backend in use", _in_use()),
         ("threads", _threads()),
         ("GPUs", _gpus()),
-        *((f"extra {name}", _listed(names)) for name, names in extras().items()),
+        *((name, version) for name, version in versions(LIBRARIES).items() if version),
     ]
 
 
-def extras() -> dict[str, list[str]]:
-    """The extras of this package, as it was installed, and the packages that each asks for."""
-    try:
-        metadata = importlib.metadata.metadata(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    found: dict[str, list[str]] = {name: [] for name in metadata.get_all("Provides-Extra") or []}
-    for requirement in metadata.get_all("Requires-Dist") or []:
-        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w.-]+)['\"]", requirement)
-        if name and extra and name[0] != DISTRIBUTION:
-            found[extra[1]].append(name[0])
-    return found
-
-
-def versions(names: list[str]) -> dict[str, str | None]:
+def versions(names: Iterable[str]) -> dict[str, str | None]:
     """The installed version of each package, None where it is missing."""
     found: dict[str, str | None] = {}
     for name in names:
@@ -58,13 +43,6 @@ def versions(names: list[str]) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _listed(names: list[str]) -> str:
-    found = versions(names)
-    missing = [name for name, version in found.items() if version is None]
-    there = ", ".join(f"{name} {version}" for name, version in found.items() if version is not None)
-    return "; ".join(part for part in (there, f"missing: {', '.join(missing)}" if missing else "") if part)
 
 
 def _build() -> str:
@@ -79,6 +57,13 @@ def _compiled() -> str:
         return native.why_missing
     widths = ", ".join(native.module.isas())
     return f"{native.module.__file__}, vector width {native.module.isa()} of {widths}"
+
+
+def _in_use() -> str:
+    try:
+        return forced() or "on each device the fastest that runs"
+    except ValueError as error:
+        return str(error)
 
 
 def _threads() -> str:
