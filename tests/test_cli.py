@@ -23,7 +23,7 @@ from training_helpers import TINY, contents, full_disk, image_folder
 
 from esvae import ESVAE, cli, data, evaluate, figures, train
 from esvae.checkpoint import load_safetensors
-from esvae.cli import COMMANDS, main
+from esvae.cli import commands, main
 from esvae.config import Config
 from esvae.errors import InputError
 from esvae.generate import load_model
@@ -95,7 +95,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([]) == 2
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", commands.RUN)
 def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -156,10 +156,10 @@ def test_out_of_memory_is_one_line(
     def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setitem(COMMANDS, "generate", fail)
+    monkeypatch.setitem(commands.RUN, "generate", fail)
     assert main(["generate"]) == 2
     assert capsys.readouterr().err.startswith("esvae: error: out of memory: fewer time steps T")
-    monkeypatch.setitem(COMMANDS, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
+    monkeypatch.setitem(commands.RUN, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
     with pytest.raises(RuntimeError, match="must match the size"):  # a mistake of ours is not hidden
         main(["generate"])
 
@@ -214,7 +214,7 @@ def test_ctrl_c_in_the_demo(
     def interrupt(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "demo", interrupt)
+    monkeypatch.setitem(commands.RUN, "demo", interrupt)
     assert failed("demo", *arguments, code=130).strip() == f"esvae: error: interrupted{way_out}"
 
 
@@ -658,14 +658,14 @@ def test_demo_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
-    config = cli.demo_config()
-    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", False)
+    config = commands.demo_config()
+    assert commands._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", False)
     Run.create(tmp_path / "demo", config.to_dict())
-    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", True)
-    assert cli._demo_folder(tmp_path / "demo", cli.demo_config(1)) == (tmp_path / "demo-2", False)
+    assert commands._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", True)
+    assert commands._demo_folder(tmp_path / "demo", commands.demo_config(1)) == (tmp_path / "demo-2", False)
     (tmp_path / "demo" / "samples.png").touch()
-    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo-2", False)
-    assert cli._demo_folder(tmp_path / "demo") == (tmp_path / "demo-2", False)
+    assert commands._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo-2", False)
+    assert commands._demo_folder(tmp_path / "demo") == (tmp_path / "demo-2", False)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -701,7 +701,7 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["generate"], "Missing from esvae generate: RUN"),
         (["generate", "RUN", "--colour"], "Unrecognized options: --colour"),
         (["generate", "RUN", "--n", "many"], "Error parsing --n: "),
-        (["generate", "RUN", "--n", "0"], "n: got 0, accepted is 1 to 100000"),
+        (["generate", "RUN", "--n", "0"], "error: --n: got 0, accepted is 1 to 100000"),
         (["generate", "RUN", "--columns", "0"], "columns: got 0"),
         (["generate", "RUN", "--seed", "-1"], "seed: got -1, accepted is 0 to 9223372036854775807"),
         (["generate", "RUN", "--steps", "0"], "steps: got 0, accepted is 1 to 1000"),
@@ -722,11 +722,11 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["evaluate", "--real", "digits", "--prior", "mixture"], "prior: got mixture, accepted is None with --real"),
         (["evaluate", "--real", "digits", "--data", "mnist"], "data: got mnist, accepted is None with --real"),
         (["train"], "Missing from esvae train: --out"),
-        (["train", "--out", "x", "--preset", "worst"], "preset: got 'worst', accepted are paper, official, best"),
+        (["train", "--out", "x", "--preset", "worst"], "error: --preset: got 'worst', accepted are paper, official, best"),
         (["train", "--out", "x", "--preset"], "--preset: expected one argument"),
-        (["train", "--out", "x", "--model.latent", "0"], "latent: got 0, accepted is 1 to 65536"),
-        (["train", "--out", "x", "--train.time-steps", "1@1"], "time_steps: got '1@1', accepted is epochs that sum to"),
-        (["train", "--out", "x", "--checkpoint-minutes", "-1"], "checkpoint_minutes: got -1.0"),
+        (["train", "--out", "x", "--model.latent", "0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
+        (["train", "--out", "x", "--train.time-steps", "1@1"], "error: --train.time-steps: got '1@1', accepted is epochs that sum to"),
+        (["train", "--out", "x", "--checkpoint-minutes", "-1"], "error: --checkpoint-minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
         (["train", "--out", "x", "--data", "folder:nowhere"], "folder: nowhere is not a folder"),
         (["train", "--out", "file/x", "--data", "digits"], "file/x: cannot make the run's folder: Not a directory"),
