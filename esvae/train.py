@@ -453,7 +453,7 @@ def export(model: Model, folder: Path) -> None:
             remove_stale(folder.parent, name)
         model.save_pretrained(partial)
         for file in partial.iterdir():
-            with file.open("rb") as opened:
+            with file.open("r+b") as opened:  # Windows syncs what is open for writing alone
                 os.fsync(opened.fileno())
         sync_folder(partial)
         if folder.exists():
