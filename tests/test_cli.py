@@ -21,6 +21,7 @@ from metric_helpers import Small
 from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
 
+import esvae_kernels
 from esvae import ESVAE, cli, data, evaluate, figures, train
 from esvae.checkpoint import load_safetensors
 from esvae.cli import commands, main
@@ -162,6 +163,35 @@ def test_out_of_memory_is_one_line(
     monkeypatch.setitem(commands.RUN, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
     with pytest.raises(RuntimeError, match="must match the size"):  # a mistake of ours is not hidden
         main(["generate"])
+
+
+def test_what_a_kernel_refuses_is_one_line(failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what torch refuses within a kernel, or Python in a command, is a mistake of ours."""
+
+    def kernel(**options: Any) -> Callable[..., object]:
+        return lambda arguments: esvae_kernels.lif(torch.zeros(2, 3), **{"decay": 0.5, "threshold": 1.0} | options)
+
+    monkeypatch.setitem(commands.RUN, "train", kernel(threshold=1e39))
+    line = failed("train", "--model.threshold", "1e39")
+    assert line.startswith("esvae: error: --model.threshold: got 1e+39, accepted are a finite number")
+    monkeypatch.setitem(commands.RUN, "train", kernel(decay="much"))
+    assert failed("train").startswith("esvae: error: ")
+    monkeypatch.setitem(commands.RUN, "train", kernel())
+    for name, refusal in (
+        ("quantum", "ESVAE_BACKEND: got 'quantum', accepted are reference"),
+        ("cuda", "backend 'cuda'"),
+    ):
+        monkeypatch.setenv("ESVAE_BACKEND", name)
+        assert refusal in failed("train")
+    monkeypatch.delenv("ESVAE_BACKEND")
+
+    monkeypatch.setattr(esvae_kernels.backends, "room", lambda *_: torch.ones(2) + torch.ones(3))
+    monkeypatch.setattr(esvae_kernels.check, "floating", lambda *_: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        main(["train"])
+    monkeypatch.setitem(commands.RUN, "train", lambda arguments: int("one"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["train"])
 
 
 @pytest.mark.parametrize(
@@ -717,15 +747,47 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["reconstruct", "RUN/model"], "model does not say what the model was trained on; accepted is --data NAME"),
         (["evaluate"], "accepted is either RUN or --real DATA"),
         (["evaluate", "RUN", "--real", "mnist"], "accepted is either RUN or --real DATA"),
-        (["evaluate", "RUN", "--data", "letters"], "name: got 'letters', accepted are fashion-mnist, mnist"),
+        (["evaluate", "RUN", "--data", "letters"], "error: --data: got 'letters', accepted are fashion-mnist, mnist"),
+        (
+            ["evaluate", "--real=letters", "--own-features"],
+            "error: --real: got 'letters', accepted are fashion-mnist, mnist",
+        ),
+        (["robustness", "RUN", "--a", "nan"], "error: --a: got (nan,), accepted are numbers in (0, 1]"),
         (["evaluate", "--real", "digits"], "no feature network is published for digits"),
         (["evaluate", "--real", "digits", "--prior", "mixture"], "prior: got mixture, accepted is None with --real"),
         (["evaluate", "--real", "digits", "--data", "mnist"], "data: got mnist, accepted is None with --real"),
         (["train"], "Missing from esvae train: --out"),
-        (["train", "--out", "x", "--preset", "worst"], "error: --preset: got 'worst', accepted are paper, official, best"),
+        (["train", "--out", "x", "--model.latent=0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
+        (
+            ["train", "--out", "x", "--model.threshold", "1e39"],
+            "error: --model.threshold: got 1e+39, accepted is a finite",
+        ),
+        (
+            ["train", "--out", "x", "--model.threshold", "1e-50"],
+            "error: --model.threshold: got 1e-50, accepted is above 0",
+        ),
+        (["train", "--out", "x", "--model.decay", "1e300"], "error: --model.decay: got 1e+300, accepted is a finite"),
+        (
+            ["train", "--out", "x", "--model.lif-shape", "1e39"],
+            "error: --model.lif-shape: got 1e+39, accepted is a finite",
+        ),
+        (
+            ["train", "--out", "x", "--model.lif_shape", "1e-46"],
+            "error: --model.lif_shape: got 1e-46, accepted is above",
+        ),
+        (["train", "--out", "x", "--model.lif-center", "-inf"], "error: --model.lif-center: got -inf, accepted is a"),
+        (["train", "--out", "x", "--model.sampler-shape", "nan"], "error: --model.sampler-shape: got nan, accepted is"),
+        (["train", "--out", "x", "--train.lr", "1e39"], "error: --train.lr: got 1e+39, accepted is a finite number"),
+        (
+            ["train", "--out", "x", "--preset", "worst"],
+            "error: --preset: got 'worst', accepted are paper, official, best",
+        ),
         (["train", "--out", "x", "--preset"], "--preset: expected one argument"),
         (["train", "--out", "x", "--model.latent", "0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
-        (["train", "--out", "x", "--train.time-steps", "1@1"], "error: --train.time-steps: got '1@1', accepted is epochs that sum to"),
+        (
+            ["train", "--out", "x", "--train.time-steps", "1@1"],
+            "error: --train.time-steps: got '1@1', accepted is epochs that sum to",
+        ),
         (["train", "--out", "x", "--checkpoint-minutes", "-1"], "error: --checkpoint-minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
         (["train", "--out", "x", "--data", "folder:nowhere"], "folder: nowhere is not a folder"),

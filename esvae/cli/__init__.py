@@ -26,6 +26,7 @@ COMMANDS = {  # in the order of the overview
     "export": "write encoder or decoder as a NIR graph, for other simulators and neuromorphic chips",
     "info": "versions, backends, data and caches: the first thing a bug report contains",
 }
+CALLED = {"name": ("data", "real"), "probabilities": ("a",)}  # arguments in Python that options call otherwise
 LISTED = "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
 OVERVIEW = f"""usage: esvae COMMAND [OPTIONS]
 
@@ -117,10 +118,11 @@ def _is_refused_by_a_kernel(error: Exception) -> bool:
 def _as_typed(message: str, arguments: list[str]) -> str:
     """A message on an option begins with the option as it was typed: `--model.latent: got 0`, not `latent: got 0`."""
     name = message.partition(": got ")[0]
+    options = (name, *CALLED.get(name, ()))
     for argument in arguments:
         typed = argument.partition("=")[0]
         known = typed.removeprefix("--").replace("-", "_")
-        if typed.startswith("--") and name in (known, known.rpartition(".")[2]):
+        if typed.startswith("--") and (known in options or known.rpartition(".")[2] in options):
             return typed + message[len(name) :]
     return message
 
