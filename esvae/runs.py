@@ -5,6 +5,7 @@
     metrics.jsonl                one JSON object per line, each with `step`
     events/                      TensorBoard
     images/                      grids and curves
+    .lock                        empty; locked by the process that trains
 
 Killed at any instant, it can be opened and gone on with: config and checkpoints are replaced as a whole, and
 metrics.jsonl is cut back to the checkpoint's step.

@@ -22,10 +22,11 @@ from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
 
 import esvae_kernels
-from esvae import ESVAE, cli, data, evaluate, figures, train
+from esvae import ESVAE, cli, data, evaluate, figures, pretrained, train
 from esvae.checkpoint import load_safetensors
 from esvae.cli import commands, main
 from esvae.config import Config
+from esvae.data.images import resize_all
 from esvae.errors import InputError
 from esvae.generate import load_model
 from esvae.metrics import fad, fid, own_features
@@ -682,6 +683,7 @@ def test_demo_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     done("demo", "--train", "--out", out, "--epochs", 1)
     text = capsys.readouterr().out
     assert "mean squared error of 48 test images" in text
+    assert f"next: open {out / 'samples.png'}; then train" in text
     for name in ("reconstructions.png", "samples.png", "learning-curve.png"):
         assert str(out / name) in text.replace("\n", "")
         Image.open(out / name).verify()
@@ -698,27 +700,48 @@ def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
     assert commands._demo_folder(tmp_path / "demo") == (tmp_path / "demo-2", False)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model that comes along draws images, and reconstructs where there are any."""
-    pixels = torch.randint(256, (40, 1, 32, 32), dtype=torch.uint8)
-
-    def load(name: str, split: str) -> data.ImageSet:
-        if not there:
-            raise InputError("not on this machine")
-        return data.ImageSet(name, pixels, flip=False)
-
-    monkeypatch.setattr(data, "load", load)
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without any data set the model that comes along draws images and reconstructs those that come along with it."""
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("a data set was asked for"))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "samples.png").write_text("of one's own")
     done("demo", "--out", tmp_path / "demo")
     captured, made = capsys.readouterr(), tmp_path / "demo-2"
-    names = ["samples.png"] if not there else ["reconstructions.png", "samples.png"]
-    assert captured.out.split() == [str(made / name) for name in names]
+    *lines, reconstructed, drawn, following, command = captured.out.splitlines()
+    names = ["reconstructions.png", "samples.png"]
+    assert [reconstructed, drawn] == [str(made / name) for name in names]
+    assert following == f"next: open {made / 'samples.png'}; then train on images of your own:"
+    with pytest.raises(SystemExit) as parsed:
+        main([*command.split()[1:], "--help"])
+    assert parsed.value.code == 0
     assert sorted(path.name for path in made.iterdir()) == names
-    assert ("no reconstructions: not on this machine" in captured.err) == (not there)
-    expected = figures.image_grid(ESVAE.from_pretrained("fashion-mnist").generate(64, seed=2024), columns=16)
-    assert np.array_equal(np.array(Image.open(made / "samples.png")), np.array(expected))
+    assert captured.err == ""
+
+    model = ESVAE.from_pretrained("fashion-mnist")
+    originals = data.normalize(torch.from_numpy(resize_all(pretrained.test_images("fashion-mnist"), 32)))
+    with torch.no_grad():
+        again = model.reconstruct(originals, seed=2024, sample_ids=torch.arange(64))
+        expected = {
+            "reconstructions.png": figures.reconstruction_grid(originals, again, columns=16),
+            "samples.png": figures.image_grid(model.generate(64, seed=2024), columns=16),
+        }
+        rate = model.encode(originals).mean().item()
+    for name, grid in expected.items():
+        assert np.array_equal(np.array(Image.open(made / name)), np.array(grid))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    measured = json.loads((pretrained.FOLDER / "fashion-mnist" / pretrained.EVALUATION).read_text())
+    by_prior, energy = measured["evaluate"]["mixture"], measured["energy"]["generate"]
+    error = (originals - again).square().mean().item()
+    assert [
+        cell.strip() for cell in next(line for line in lines if line.startswith("┃")).split("┃")[1:-1]
+    ] == ["", "here, 64 images", "measured when it was trained"]
+    assert ["MSE of reconstructions", f"{error:.4f}", f"{by_prior['mse']:.4f}"] in rows
+    assert ["firing rate, latent neurons", f"{rate:.3f}", "0.477"] in rows
+    assert ["FAD of drawn images", "", f"{by_prior['fad_paper']:.2f}"] in rows
+    assert ["energy per drawn image", "", f"{energy['energy_uj']:.1f} µJ"] in rows
+    seconds = {name: float(here) for name, here, _ in rows if name.startswith("seconds")}
+    assert seconds.keys() == {"seconds per reconstruction", "seconds per drawn image"}
+    assert all(0 < value < 1 for value in seconds.values())
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes

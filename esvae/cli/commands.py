@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,13 +26,14 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from ..data import ImageSet
     from ..generate import Loaded
     from ..models import Model
 
 DEMO_MODEL = "fashion-mnist"
 DEMO_DONE = "samples.png"  # a demo's last file
+DEMO_SAMPLES = 64
 Prior = Literal["bottleneck", "mixture"]
 Precision = Literal["fp32", "bf16"]
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
@@ -351,8 +353,8 @@ class Train:
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw images from the trained model that comes along, `fashion-mnist`, and reconstruct test images where
-    Fashion-MNIST is on this machine: seconds. Needs no data.
+    """Draw images from the trained model that comes along, `fashion-mnist`, reconstruct the test images that come along
+    with it, and print what was measured: seconds. Needs no data.
 
     With --train instead: train on the handwritten digits that ship with scikit-learn, for about four minutes on two
     cores; write samples and reconstructions, and print what was measured. Interrupted, it goes on when it is called
@@ -887,41 +889,87 @@ def _demo_of_training(options: Demo, device: torch.device) -> None:
     _say(f"training on digits for {config.train.epochs} epochs, into {folder}")
     train(config, folder, resume=resume, device=device)
     model = load_model(folder, device).model
-    written = _demo_grids(model, folder, data.load("digits", "test"))
+    _demo_grids(model, folder, data.normalize(data.load("digits", "test").pixels[:32]))
     result = evaluate(model, "digits", prior=model.default_prior, track=_track())
     Console().print(metrics_table(result))
-    print(*written, folder / "learning-curve.png", sep="\n")
+    _demo_end(folder, "reconstructions.png", "learning-curve.png")
 
 
 def _demo_of_the_trained(folder: Path, device: torch.device) -> None:
-    from .. import data
+    import torch
+
+    from .. import data, pretrained
+    from ..checkpoint import read_json
+    from ..data.images import resize_all
     from ..generate import load_model
     from ..runs import make_folder
 
-    loaded = load_model(DEMO_MODEL, device)
-    images = None
-    try:
-        images = data.load(loaded.data, "test")
-    except InputError as error:
-        _say(f"no reconstructions: {error}")
+    model = load_model(DEMO_MODEL, device).model
+    measured = read_json(pretrained.FOLDER / DEMO_MODEL / pretrained.EVALUATION, "what was measured on the model")
+    images = torch.from_numpy(resize_all(pretrained.test_images(DEMO_MODEL), model.config.size))
     make_folder(folder)
-    print(*_demo_grids(loaded.model, folder, images), sep="\n")
+    found = _demo_grids(model, folder, data.normalize(images))
+    Console().print(demo_table(found, measured))
+    _demo_end(folder, "reconstructions.png")
 
 
-def _demo_grids(model: Model, folder: Path, images: ImageSet | None) -> list[Path]:
-    """Samples, and reconstructions where there are images; the files written."""
-    from .. import data, figures
+def _demo_end(folder: Path, *others: str) -> None:
+    print(*(folder / name for name in (*others, DEMO_DONE)), sep="\n")
+    print(
+        f"next: open {folder / DEMO_DONE}; then train on images of your own:\n"
+        "esvae train --preset best --data folder:PATH --out runs/mine"
+    )
+
+
+def _demo_grids(model: Model, folder: Path, originals: Tensor) -> dict[str, Any]:
+    """Reconstructions of images (N, C, H, W) in [-1, 1], and samples, as two grids; what they say of the model."""
+    import torch
+
+    from .. import figures
     from ..evaluate import device_of, generated, reconstructions
 
-    grids = {}
-    if images is not None:
-        originals = data.normalize(images.pixels[:32])
-        (again,) = reconstructions(model, [originals.to(device_of(model))])
-        grids["reconstructions.png"] = figures.reconstruction_grid(originals, again.cpu(), columns=16)
-    grids[DEMO_DONE] = figures.image_grid(generated(model, 64), columns=16)
+    there = originals.to(device_of(model))
+    start = time.perf_counter()
+    again = next(reconstructions(model, [there])).cpu()
+    middle = time.perf_counter()
+    samples = generated(model, DEMO_SAMPLES)
+    end = time.perf_counter()
+    with torch.no_grad():
+        rate = model.encode(there).mean().item()
+    grids = {
+        "reconstructions.png": figures.reconstruction_grid(originals, again, columns=16),
+        DEMO_DONE: figures.image_grid(samples, columns=16),
+    }
     for name, grid in grids.items():
         figures.save_image(grid, folder / name)
-    return [folder / name for name in grids]
+    return {
+        "images": len(originals),
+        "mse": (originals - again).square().mean().item(),
+        "firing_rate": rate,
+        "reconstruct_seconds": (middle - start) / len(originals),
+        "generate_seconds": (end - middle) / DEMO_SAMPLES,
+    }
+
+
+def demo_table(found: dict[str, Any], measured: dict[str, Any]) -> Table:
+    """What the demo found on its images, beside what was measured on the model when it was trained."""
+    figures = next(iter(measured["evaluate"].values()))  # of the prior that it draws from
+    energy = measured["energy"]
+    (latent,) = [layer for layer in energy["encode"]["layers"] if layer["name"] == "to_latent"]
+    table = Table("", f"here, {found['images']} images", "measured when it was trained", caption_justify="left")
+    table.add_row("MSE of reconstructions", f"{found['mse']:.4f}", f"{figures['mse']:.4f}")
+    table.add_row("firing rate, latent neurons", f"{found['firing_rate']:.3f}", f"{latent['firing_rate']:.3f}")
+    table.add_row("seconds per reconstruction", f"{found['reconstruct_seconds']:.4f}")
+    table.add_row("seconds per drawn image", f"{found['generate_seconds']:.4f}")
+    table.add_row("FAD of drawn images", "", f"{figures['fad_paper']:.2f}")
+    table.add_row("FAD of real images", "", f"{figures['fad_paper_floor']:.2f}")
+    table.add_row("energy per drawn image", "", f"{energy['generate']['energy_uj']:.1f} µJ")
+    table.add_row("energy without spikes", "", f"{energy['generate']['twin_energy_uj']:.1f} µJ")
+    table.caption = (
+        f"Measured {measured['date']}: MSE, on the scale of -1 to 1, of {figures['images']:,} test images, rate and"
+        f" energy of {energy['images']:,}, FAD of {figures['generated']:,}."
+    )
+    return table
 
 
 def _demo_folder(out: Path, config: Config | None = None) -> tuple[Path, bool]:
