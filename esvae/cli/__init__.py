@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         return 0
-    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         if _is_out_of_memory(error):
             return _fail("out of memory: fewer time steps T, images per batch (train.batch_size) or latents take less")
         if not _is_refused_by_a_kernel(error):
@@ -104,15 +104,15 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_refused_by_a_kernel(error: Exception) -> bool:
-    """Whether a check of esvae_kernels raised it: an argument or a backend that was asked for. A RuntimeError counts
-    from the choice of the backend alone, since torch's own, in a kernel's frame, are mistakes of ours."""
+    """Whether a check of esvae_kernels raised it, of an argument ("decay: got ...") or of the backend that was asked
+    for. What torch or Python raises in the frame of a kernel is a mistake of ours, and keeps its traceback."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     module = last.tb_frame.f_globals.get("__name__", "") if last else ""
     if isinstance(error, RuntimeError):
         return module == "esvae_kernels.backends"
-    return module.partition(".")[0] == "esvae_kernels"
+    return module.partition(".")[0] == "esvae_kernels" and ": got " in str(error)
 
 
 def _as_typed(message: str, arguments: list[str]) -> str:
