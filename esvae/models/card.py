@@ -46,8 +46,8 @@ images = model.generate(64, seed=0)  # (64, {{ config.channels }}, {{ config.siz
 {% if training %}
 ## Training
 
-Preset `{{ training.preset }}`, seed {{ training.train.seed }}, {{ training.train.epochs }} epochs in batches of \
-{{ training.train.batch_size }}:
+Preset `{{ training.preset }}`; epochs: {{ training.train.epochs }}; \
+images per batch: {{ training.train.batch_size }}; seed: {{ training.train.seed }}.
 
 ```sh
 {{ command }}
