@@ -2,10 +2,10 @@
 
     ESVAE_FAD_DIR=fad python bench/ship.py runs/fashion --machine "2 cores of an AMD EPYC (Zen 3), torch 2.13.0"
 
-writes esvae/pretrained/<data set>/. Minutes: the whole test set is reconstructed, images are drawn from each prior;
-with --classifier the classifiers of `esvae classify` are trained, which takes 20 more. As by `esvae report`, what
-was measured is kept in the run's folder. The run has to be that of the preset `best`, so that the card's command trains
-it again.
+writes esvae/pretrained/<data set>/, with the first test images and their licence. Minutes: the whole test set is
+reconstructed, images are drawn from each prior; with --classifier the classifiers of `esvae classify` are trained,
+which takes 20 more. As by `esvae report`, what was measured is kept in the run's folder. The run has to be that of the
+preset `best`, so that the card's command trains it again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from typing import Any
 import rich.progress
 
 import esvae_kernels
-from esvae import data, pretrained
+from esvae import data, figures, pretrained
 from esvae.config import preset
 from esvae.evaluate import find_reference
 from esvae.generate import run_config
+from esvae.pretrained import EVALUATION
 from esvae.report.measure import Results, Settings, Subject
 from esvae.report.published import TABLE1, TABLE4
 from esvae.report.tables import SHARES, published_rows
 from esvae.runs import CONFIG, Run
 
 DATA = "fashion-mnist"  # whose card it is
-EVALUATION = "evaluation.json"
+TEST_IMAGES = 64  # of the data set's own size, the first ones: for `esvae demo`, which needs no data set
+NOTICE = "test-images.LICENSE.txt"
 KEPT_EVERY = 500  # updates, of the records of training; those at the end of an epoch are all kept
 
 CARD = """\
@@ -86,10 +88,37 @@ set: `fad_paper` normalises each batch by its own statistics, as their code does
 `fad_eval` uses the running statistics. Energy: additions of 0.9 pJ at each connection that a spike goes out on,
 multiply-accumulates of 4.6 pJ where values are real (45 nm); the twin is the same network on real values.
 
+## Test images
+
+`test-images.png`, beside the folder of this file, has the first {test_images} test images: Fashion-MNIST, (c) 2017
+Zalando SE, under the MIT licence, which lies next to it.
+
 ## Limits
 
 Grey 32x32 images of clothes, as in its training set; nothing else. Images are drawn unconditionally. The weights are
 those of one seed.
+"""
+
+LICENCE = f"""\
+{pretrained.TEST_IMAGES}: the first {TEST_IMAGES} test images of Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist),
+unchanged, as one grid.
+
+The MIT License (MIT)
+
+Copyright (c) 2017 Zalando SE, https://tech.zalando.com
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 
@@ -151,6 +180,7 @@ def card(found: dict[str, Any], run: Run) -> str:
         seed=config.train.seed,
         date=found["date"],
         images=measured["images"],
+        test_images=TEST_IMAGES,
         generated=measured["generated"],
         rows="\n".join(rows(found)),
     )
@@ -187,6 +217,14 @@ def copy(run: Path, to: Path) -> Run:
     return Run.open(to)
 
 
+def write_test_images(name: str, to: Path) -> None:
+    """The first test images as one grid without gaps, and their licence."""
+    pixels = data.load(name, "test", size=pretrained.TEST_SIDE).pixels[:TEST_IMAGES]
+    grid = figures.image_grid(pixels, columns=pretrained.TEST_COLUMNS, scale=1, pad=0)
+    grid.save(to / pretrained.TEST_IMAGES, optimize=True)
+    (to / NOTICE).write_text(LICENCE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -205,6 +243,7 @@ def main() -> None:
     found = measure(options.run, options.machine, options.classifier)
     text = card(found, Run.open(options.run))  # before the one that is there is gone
     run = copy(options.run, pretrained.FOLDER / DATA)
+    write_test_images(DATA, run.folder)
     (run.folder / EVALUATION).write_text(json.dumps(found, indent=1) + "\n")
     (run.folder / "model" / "README.md").write_text(text)
     print(run.folder)

@@ -1,15 +1,15 @@
-"""What can be chosen, as dataclasses, and the presets. The command line is made from these (esvae/cli.py)."""
+"""What can be chosen, as dataclasses, and the presets. The command line is made from these (esvae/cli/commands.py)."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
 
 MAX_STEPS = 1000
+FP32_TINY, FP32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # numbers are computed with in float32
 NO_SCHEDULE = "or '' for the model's T in all epochs (--train.time-steps '')"
 
 SurrogateName = Literal[
@@ -78,9 +78,9 @@ class ModelConfig:
         _validate(self)
         _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
         _require(1 <= self.latent <= 65536, "latent", self.latent, "1 to 65536")
-        _require(self.threshold > 0, "threshold", self.threshold, "above 0")
-        _require(self.lif_shape > 0, "lif_shape", self.lif_shape, "above 0")
-        _require(self.sampler_shape > 0, "sampler_shape", self.sampler_shape, "above 0")
+        for name in ("threshold", "lif_shape", "sampler_shape"):
+            value = getattr(self, name)
+            _require(value >= FP32_TINY, name, value, f"above 0, from {FP32_TINY:.2g} (in float32)")
         _require(not self.learn_decay or 0 < self.decay < 1, "decay", self.decay, "between 0 and 1 to be learnt")
         wide = self.wide_kernels == 0 or self.upsampling == "transposed"
         _require(wide, "wide_kernels", self.wide_kernels, "0 with upsampling 'resize'")
@@ -282,8 +282,7 @@ def _validate(config: object) -> None:
             _require(value in choices, name, value, ", ".join(map(str, choices)))
         elif hint is float:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            good = number and abs(value) <= sys.float_info.max  # an integer of a file may be beyond
-            _require(good, name, value, "a finite number")
+            _require(number and abs(value) <= FP32_MAX, name, value, "a finite number (in float32)")
         else:
             good = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
             _require(good, name, value, hint.__name__)

@@ -5,6 +5,7 @@
     metrics.jsonl                one JSON object per line, each with `step`
     events/                      TensorBoard
     images/                      grids and curves
+    .lock                        empty; locked by the process that trains
 
 Killed at any instant, it can be opened and gone on with: config and checkpoints are replaced as a whole, and
 metrics.jsonl is cut back to the checkpoint's step.
@@ -12,22 +13,23 @@ metrics.jsonl is cut back to the checkpoint's step.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from esvae import checkpoint
 from esvae.errors import InputError
 
 CONFIG = "config.json"
+LOCK = ".lock"  # stays, empty: without it, two could each hold a lock on a file of that name
 MAX_METRICS_BYTES = 1 << 28  # 256 MiB, about a million records
 
 
@@ -117,16 +119,17 @@ class Run:
         Raises:
             InputError: another process has it.
         """
-        with ExitStack() as stack:
-            try:
-                opened = os.open(self.folder, os.O_RDONLY)
-                stack.callback(os.close, opened)
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder}: another process trains in it; wait for its end, or end it") from None
-            except OSError:  # file systems of networks may know no locks
-                pass
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{self.folder}: another process trains in it; wait for its end, or end it") from None
+        except (OSError, NotImplementedError):  # file systems of networks may know no locks
+            pass
+        try:
             yield
+        finally:
+            lock.release()
 
     # ----------------------------------------------------------------------------------------- metrics
 

@@ -417,7 +417,7 @@ class Trainer:
     def _leave(self, model: Model, mixture: MixturePrior | None, rates: list[Tensor]) -> None:
         if mixture is not None:
             mixture.fit(torch.cat(rates), self.config.train.seed)
-        export(model, self.run.folder / "model")
+        export(model, self.run.folder / "model", self.config)
         if hasattr(model, "reconstruct"):  # the curve is that of the error
             figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
 
@@ -441,8 +441,8 @@ def _no_traceback_of_a_full_disk() -> Iterator[None]:
         threading.excepthook = before
 
 
-def export(model: Model, folder: Path) -> None:
-    """`save_pretrained` into `folder`, whole or not at all; what was there is replaced.
+def export(model: Model, folder: Path, config: Config | None = None) -> None:
+    """`save_pretrained` into `folder`, whole or not at all; what was there is replaced. The model card tells `config`.
 
     Raises:
         InputError: the disk refuses; `folder` is as before.
@@ -451,9 +451,9 @@ def export(model: Model, folder: Path) -> None:
     try:
         for name in (folder.name, f"{folder.name}.old"):
             remove_stale(folder.parent, name)
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, model_card_kwargs={"training": config})
         for file in partial.iterdir():
-            with file.open("rb") as opened:
+            with file.open("r+b") as opened:  # Windows syncs what is open for writing alone
                 os.fsync(opened.fileno())
         sync_folder(partial)
         if folder.exists():

@@ -21,10 +21,12 @@ from metric_helpers import Small
 from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
 
-from esvae import ESVAE, cli, data, evaluate, figures, train
+import esvae_kernels
+from esvae import ESVAE, cli, data, evaluate, figures, pretrained, train
 from esvae.checkpoint import load_safetensors
-from esvae.cli import COMMANDS, main
+from esvae.cli import commands, main
 from esvae.config import Config
+from esvae.data.images import resize_all
 from esvae.errors import InputError
 from esvae.generate import load_model
 from esvae.metrics import fad, fid, own_features
@@ -95,7 +97,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([]) == 2
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", commands.RUN)
 def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -156,12 +158,44 @@ def test_out_of_memory_is_one_line(
     def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setitem(COMMANDS, "generate", fail)
+    monkeypatch.setitem(commands.RUN, "generate", fail)
     assert main(["generate"]) == 2
     assert capsys.readouterr().err.startswith("esvae: error: out of memory: fewer time steps T")
-    monkeypatch.setitem(COMMANDS, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
+    monkeypatch.setitem(commands.RUN, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
     with pytest.raises(RuntimeError, match="must match the size"):  # a mistake of ours is not hidden
         main(["generate"])
+
+
+def test_what_a_kernel_refuses_is_one_line(failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(**options: Any) -> Callable[..., object]:
+        return lambda arguments: esvae_kernels.lif(torch.zeros(2, 3), **{"decay": 0.5, "threshold": 1.0} | options)
+
+    monkeypatch.setitem(commands.RUN, "train", kernel(threshold=1e39))
+    line = failed("train", "--model.threshold", "1e39")
+    assert line.startswith("esvae: error: --model.threshold: got 1e+39, accepted are a finite number")
+    monkeypatch.setitem(commands.RUN, "train", kernel())
+    for name, refusal in (
+        ("quantum", "ESVAE_BACKEND: got 'quantum', accepted are reference"),
+        ("cuda", "backend 'cuda'"),
+    ):
+        monkeypatch.setenv("ESVAE_BACKEND", name)
+        assert refusal in failed("train")
+    monkeypatch.delenv("ESVAE_BACKEND")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [("int('one')", ValueError), ("torch.ones(2) + torch.ones(3)", RuntimeError), ("None + 1", TypeError)],
+)
+@pytest.mark.parametrize("module", ["esvae_kernels.check", "esvae_kernels.ops.lif", "esvae.train"])
+def test_a_mistake_of_ours_keeps_its_traceback(
+    module: str, code: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"__name__": module, "torch": torch}
+    exec(f"def fail(arguments): {code}", names)
+    monkeypatch.setitem(commands.RUN, "train", names["fail"])
+    with pytest.raises(error):
+        main(["train"])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +248,7 @@ def test_ctrl_c_in_the_demo(
     def interrupt(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "demo", interrupt)
+    monkeypatch.setitem(commands.RUN, "demo", interrupt)
     assert failed("demo", *arguments, code=130).strip() == f"esvae: error: interrupted{way_out}"
 
 
@@ -652,43 +686,67 @@ def test_demo_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     done("demo", "--train", "--out", out, "--epochs", 1)
     text = capsys.readouterr().out
     assert "mean squared error of 48 test images" in text
+    assert f"next: open {out / 'samples.png'}; then train" in text
     for name in ("reconstructions.png", "samples.png", "learning-curve.png"):
         assert str(out / name) in text.replace("\n", "")
         Image.open(out / name).verify()
 
 
 def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
-    config = cli.demo_config()
-    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", False)
+    config = commands.demo_config()
+    assert commands._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", False)
     Run.create(tmp_path / "demo", config.to_dict())
-    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", True)
-    assert cli._demo_folder(tmp_path / "demo", cli.demo_config(1)) == (tmp_path / "demo-2", False)
+    assert commands._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo", True)
+    assert commands._demo_folder(tmp_path / "demo", commands.demo_config(1)) == (tmp_path / "demo-2", False)
     (tmp_path / "demo" / "samples.png").touch()
-    assert cli._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo-2", False)
-    assert cli._demo_folder(tmp_path / "demo") == (tmp_path / "demo-2", False)
+    assert commands._demo_folder(tmp_path / "demo", config) == (tmp_path / "demo-2", False)
+    assert commands._demo_folder(tmp_path / "demo") == (tmp_path / "demo-2", False)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The model that comes along draws images, and reconstructs where there are any."""
-    pixels = torch.randint(256, (40, 1, 32, 32), dtype=torch.uint8)
-
-    def load(name: str, split: str) -> data.ImageSet:
-        if not there:
-            raise InputError("not on this machine")
-        return data.ImageSet(name, pixels, flip=False)
-
-    monkeypatch.setattr(data, "load", load)
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without any data set the model that comes along draws images and reconstructs those that come along with it."""
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("a data set was asked for"))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "samples.png").write_text("of one's own")
     done("demo", "--out", tmp_path / "demo")
     captured, made = capsys.readouterr(), tmp_path / "demo-2"
-    names = ["samples.png"] if not there else ["reconstructions.png", "samples.png"]
-    assert captured.out.split() == [str(made / name) for name in names]
+    *lines, reconstructed, drawn, following, command = captured.out.splitlines()
+    names = ["reconstructions.png", "samples.png"]
+    assert [reconstructed, drawn] == [str(made / name) for name in names]
+    assert following == f"next: open {made / 'samples.png'}; then train on images of your own:"
+    with pytest.raises(SystemExit) as parsed:
+        main([*command.split()[1:], "--help"])
+    assert parsed.value.code == 0
     assert sorted(path.name for path in made.iterdir()) == names
-    assert ("no reconstructions: not on this machine" in captured.err) == (not there)
-    expected = figures.image_grid(ESVAE.from_pretrained("fashion-mnist").generate(64, seed=2024), columns=16)
-    assert np.array_equal(np.array(Image.open(made / "samples.png")), np.array(expected))
+    assert captured.err == ""
+
+    model = ESVAE.from_pretrained("fashion-mnist")
+    originals = data.normalize(torch.from_numpy(resize_all(pretrained.test_images("fashion-mnist"), 32)))
+    with torch.no_grad():
+        again = model.reconstruct(originals, seed=2024, sample_ids=torch.arange(64))
+        expected = {
+            "reconstructions.png": figures.reconstruction_grid(originals, again, columns=16),
+            "samples.png": figures.image_grid(model.generate(64, seed=2024), columns=16),
+        }
+        rate = model.encode(originals).mean().item()
+    for name, grid in expected.items():
+        assert np.array_equal(np.array(Image.open(made / name)), np.array(grid))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    measured = json.loads((pretrained.FOLDER / "fashion-mnist" / pretrained.EVALUATION).read_text())
+    by_prior, energy = measured["evaluate"]["mixture"], measured["energy"]["generate"]
+    error = (originals - again).square().mean().item()
+    assert [cell.strip() for cell in next(line for line in lines if line.startswith("┃")).split("┃")[1:-1]] == [
+        "",
+        "here, 64 images",
+        "measured when it was trained",
+    ]
+    assert ["MSE of reconstructions", f"{error:.4f}", f"{by_prior['mse']:.4f}"] in rows
+    assert ["firing rate, latent neurons", f"{rate:.3f}", "0.477"] in rows
+    assert ["FAD of drawn images", "", f"{by_prior['fad_paper']:.2f}"] in rows
+    assert ["energy per drawn image", "", f"{energy['energy_uj']:.1f} µJ"] in rows
+    seconds = {name: float(here) for name, here, _ in rows if name.startswith("seconds")}
+    assert seconds.keys() == {"seconds per reconstruction", "seconds per drawn image"}
+    assert all(0 < value < 1 for value in seconds.values())
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -701,7 +759,7 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["generate"], "Missing from esvae generate: RUN"),
         (["generate", "RUN", "--colour"], "Unrecognized options: --colour"),
         (["generate", "RUN", "--n", "many"], "Error parsing --n: "),
-        (["generate", "RUN", "--n", "0"], "n: got 0, accepted is 1 to 100000"),
+        (["generate", "RUN", "--n", "0"], "error: --n: got 0, accepted is 1 to 100000"),
         (["generate", "RUN", "--columns", "0"], "columns: got 0"),
         (["generate", "RUN", "--seed", "-1"], "seed: got -1, accepted is 0 to 9223372036854775807"),
         (["generate", "RUN", "--steps", "0"], "steps: got 0, accepted is 1 to 1000"),
@@ -717,16 +775,48 @@ def test_demo(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["reconstruct", "RUN/model"], "model does not say what the model was trained on; accepted is --data NAME"),
         (["evaluate"], "accepted is either RUN or --real DATA"),
         (["evaluate", "RUN", "--real", "mnist"], "accepted is either RUN or --real DATA"),
-        (["evaluate", "RUN", "--data", "letters"], "name: got 'letters', accepted are fashion-mnist, mnist"),
+        (["evaluate", "RUN", "--data", "letters"], "error: --data: got 'letters', accepted are fashion-mnist, mnist"),
+        (
+            ["evaluate", "--real=letters", "--own-features"],
+            "error: --real: got 'letters', accepted are fashion-mnist, mnist",
+        ),
+        (["robustness", "RUN", "--a", "nan"], "error: --a: got (nan,), accepted are numbers in (0, 1]"),
         (["evaluate", "--real", "digits"], "no feature network is published for digits"),
         (["evaluate", "--real", "digits", "--prior", "mixture"], "prior: got mixture, accepted is None with --real"),
         (["evaluate", "--real", "digits", "--data", "mnist"], "data: got mnist, accepted is None with --real"),
         (["train"], "Missing from esvae train: --out"),
-        (["train", "--out", "x", "--preset", "worst"], "preset: got 'worst', accepted are paper, official, best"),
+        (["train", "--out", "x", "--model.latent=0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
+        (
+            ["train", "--out", "x", "--model.threshold", "1e39"],
+            "error: --model.threshold: got 1e+39, accepted is a finite",
+        ),
+        (
+            ["train", "--out", "x", "--model.threshold", "1e-50"],
+            "error: --model.threshold: got 1e-50, accepted is above 0",
+        ),
+        (["train", "--out", "x", "--model.decay", "1e300"], "error: --model.decay: got 1e+300, accepted is a finite"),
+        (
+            ["train", "--out", "x", "--model.lif-shape", "1e39"],
+            "error: --model.lif-shape: got 1e+39, accepted is a finite",
+        ),
+        (
+            ["train", "--out", "x", "--model.lif_shape", "1e-46"],
+            "error: --model.lif_shape: got 1e-46, accepted is above",
+        ),
+        (["train", "--out", "x", "--model.lif-center", "-inf"], "error: --model.lif-center: got -inf, accepted is a"),
+        (["train", "--out", "x", "--model.sampler-shape", "nan"], "error: --model.sampler-shape: got nan, accepted is"),
+        (["train", "--out", "x", "--train.lr", "1e39"], "error: --train.lr: got 1e+39, accepted is a finite number"),
+        (
+            ["train", "--out", "x", "--preset", "worst"],
+            "error: --preset: got 'worst', accepted are paper, official, best",
+        ),
         (["train", "--out", "x", "--preset"], "--preset: expected one argument"),
-        (["train", "--out", "x", "--model.latent", "0"], "latent: got 0, accepted is 1 to 65536"),
-        (["train", "--out", "x", "--train.time-steps", "1@1"], "time_steps: got '1@1', accepted is epochs that sum to"),
-        (["train", "--out", "x", "--checkpoint-minutes", "-1"], "checkpoint_minutes: got -1.0"),
+        (["train", "--out", "x", "--model.latent", "0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
+        (
+            ["train", "--out", "x", "--train.time-steps", "1@1"],
+            "error: --train.time-steps: got '1@1', accepted is epochs that sum to",
+        ),
+        (["train", "--out", "x", "--checkpoint-minutes", "-1"], "error: --checkpoint-minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
         (["train", "--out", "x", "--data", "folder:nowhere"], "folder: nowhere is not a folder"),
         (["train", "--out", "file/x", "--data", "digits"], "file/x: cannot make the run's folder: Not a directory"),

@@ -127,14 +127,16 @@ def test_evaluate(undisturbed: Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert json.loads(done.stdout) == json.loads(capfd.readouterr().out)  # one object, of one rank
 
 
-@pytest.mark.parametrize("command", ["generate", "reconstruct", "demo"])
+@pytest.mark.parametrize("arguments", [["generate", "RUN"], ["reconstruct", "RUN"], ["demo"]], ids=lambda a: a[0])
 def test_commands_for_one_process(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([command]) == 2
-    assert f"command: got '{command}' under torchrun, accepted there are train, evaluate" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert (
+        f"command: got '{arguments[0]}' under torchrun, accepted there are train, evaluate" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("device", "line"), [("cuda:1", "accepted under torchrun is 'cuda'"), ("cuda", "has no GPU")])

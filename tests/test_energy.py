@@ -14,7 +14,8 @@ from analysis_helpers import OPTIONS, Encoderless, lively_model, one_line_error,
 from torch import Tensor, nn
 
 from esvae import ESVAE, data, energy
-from esvae.cli import energy_table, main
+from esvae.cli import main
+from esvae.cli.commands import energy_table
 from esvae.energy import AC_PJ, MAC_PJ, SLIPS, Counter, Layer, paper_formula
 from esvae.errors import InputError
 from esvae.layers import SpikingLayer

@@ -14,7 +14,8 @@ from kinds import CASES, STEPS_PER_EPOCH, config_of, digits
 from training_helpers import assert_same, stop_at_call
 
 from esvae import ESVAE, data, train
-from esvae.cli import main, metrics_table
+from esvae.cli import main
+from esvae.cli.commands import metrics_table
 from esvae.config import PRESETS, preset
 from esvae.errors import InputError
 from esvae.evaluate import GENERATED

@@ -9,15 +9,20 @@ import itertools
 import json
 import math
 import pickle
+import re
+import shlex
+import socket
+import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hub_mixin
+import tyro
+from huggingface_hub import ModelCard, hub_mixin
 from huggingface_hub.errors import EntryNotFoundError
 from literal import LiteralESVAE, loss
 from literal import mmd as literal_mmd
@@ -35,10 +40,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from esvae import ESVAE, data
+from esvae.cli.commands import Train, _train_defaults
 from esvae.config import PRESETS, Config, ModelConfig, SurrogateName, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.losses import mmd
-from esvae.models import base
+from esvae.models import MODELS, base
 from esvae.prior import MixturePrior, normal
 from esvae.runs import Run
 from esvae_kernels.nn import BNLIF
@@ -816,6 +822,37 @@ def saved(model: ESVAE, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_model_card(kind: str, training: bool, tmp_path: Path) -> None:
+    """It says what is known and has no placeholder; its Python runs, its command trains by the same config."""
+    config = preset({"esvae": "best"}.get(kind, kind), "digits")
+    few = {"mixture_components": 2} if kind == "esvae" else {}
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, latent=4, **few),
+        train=dataclasses.replace(config.train, seed=7, flip=False, epochs=9),
+    )
+    model = MODELS[kind](**dataclasses.asdict(config.model))
+    if kind == "esvae":
+        model.mixture.fit(torch.rand(50, 4), seed=0)
+    model.save_pretrained(tmp_path, model_card_kwargs={"training": config} if training else None)
+    text = (tmp_path / "README.md").read_text()
+    for placeholder in ("More Information", "None", "{{", "[]"):
+        assert placeholder not in text
+    assert ModelCard(text).data.library_name == "esvae"
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(python.replace("FOLDER", str(tmp_path)).replace("64", "2"), "README.md", "exec"), names)
+    assert names["images"].shape == (2, 1, 32, 32)
+    commands = re.findall(r"^esvae train (.*)$", text, re.MULTILINE)
+    assert len(commands) == training
+    for line in commands:
+        arguments = shlex.split(line)
+        assert tyro.cli(Train, args=arguments, default=_train_defaults(arguments)).config == config
+
+
 @pytest.mark.parametrize("preset_name", OF_ESVAE)
 def test_saved_models_come_back(preset_name: str, tmp_path: Path) -> None:
     options = dataclasses.asdict(preset(preset_name, "mnist").model) | {
@@ -926,11 +963,30 @@ def test_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
     assert_one_line(error, f"{tmp_path / 'run'}: a run that has not ended")
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/no/such/folder"])
-def test_a_folder_that_is_not_there(name: str) -> None:
+@pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "fashion", "a/b/c", "someone/"])
+def test_a_folder_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's repository has such a name, so that the hub is not asked."""
+    monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained(name)
     assert_one_line(error, f"{name}: no such folder, model that comes along, or repository")
+    assert "a run's folder, fashion-mnist, or OWNER/NAME on the hub" in str(error.value)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own retries take half a minute, and print each of them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nothing listens on it any more
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
+    url = functools.partial(base.hf_hub_url, endpoint=f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(base, "hf_hub_url", url)
+    with pytest.raises(InputError) as error:
+        ESVAE.from_pretrained("someone/unknown", cache_dir=tmp_path)
+    assert_one_line(error, "someone/unknown: no such folder, model that comes along, or repository: ")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 32, 32), (1, 32, 32), (1, 2, 1, 32, 32)])
@@ -954,6 +1010,7 @@ def hub(small_model: ESVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     for module in (hub_mixin, base):
         monkeypatch.setattr(module, "hf_hub_download", download)
+    monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: None)
     return folder
 
 

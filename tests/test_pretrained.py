@@ -53,6 +53,31 @@ def test_the_card_is_what_was_measured_on_these_weights(model: ESVAE, found: dic
     assert (FOLDER / "model" / "README.md").read_text() == ship.card(found, Run.open(FOLDER))
 
 
+def test_the_test_images_that_come_along(tmp_path: Path) -> None:
+    """They are those of the data set, byte for byte, with their licence; a damaged file is one line."""
+    images = pretrained.test_images(NAME)
+    assert (images.shape, images.dtype) == ((ship.TEST_IMAGES, 28, 28), np.uint8)
+    assert (FOLDER / pretrained.TEST_IMAGES).stat().st_size < 30_000
+    assert "Copyright (c) 2017 Zalando SE" in (FOLDER / ship.NOTICE).read_text() == ship.LICENCE
+    try:
+        expected = data.load(NAME, "test", size=28).pixels[: ship.TEST_IMAGES, 0]
+    except InputError as error:
+        pytest.skip(f"no Fashion-MNIST here: {error}")
+    assert np.array_equal(images, expected)
+    ship.write_test_images(NAME, tmp_path)
+    assert np.array_equal(Image.open(tmp_path / pretrained.TEST_IMAGES), Image.open(FOLDER / pretrained.TEST_IMAGES))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"GIF89a", (FOLDER / pretrained.TEST_IMAGES).read_bytes()[:5000]])
+def test_damaged_test_images(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    (tmp_path / NAME).mkdir()
+    if content is not None:
+        (tmp_path / NAME / pretrained.TEST_IMAGES).write_bytes(content)
+    with pytest.raises(InputError, match=r"test-images\.png: cannot be read"):
+        pretrained.test_images(NAME)
+
+
 def test_it_is_better_than_the_published_one(found: dict) -> None:
     measured = found["evaluate"]["mixture"]
     assert (measured["images"], measured["generated"], measured["steps"]) == (10_000, 5120, 8)

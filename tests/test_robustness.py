@@ -228,5 +228,5 @@ def test_json_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed, folder = one_line_error(capsys), saved(tmp_path / "model")
     assert "n: got 361, accepted is 1 to 360" in failed("robustness", folder, "--data", "digits", "--n", 361)
-    assert "probabilities: got (1.5,)" in failed("robustness", folder, "--data", "digits", "--a", 1.5)
+    assert "--a: got (1.5,)" in failed("robustness", folder, "--data", "digits", "--a", 1.5)
     assert "seeds: got 1" in failed("robustness", folder, "--data", "digits", "--n", 1, "--seeds", 1)

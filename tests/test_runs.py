@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -284,3 +286,56 @@ def test_newest_without_its_state_is_damaged_not_ignored(run: Run) -> None:
 
 def test_config_on_disk_is_plain_json(run: Run) -> None:
     assert json.loads((run.folder / "config.json").read_text()) == CONFIG
+
+
+# The lock
+
+
+HOLD = """
+import sys
+sys.modules.update({name: None for name in sys.argv[2:]})
+from esvae import data, train
+from esvae.cli import commands
+from esvae.runs import Run
+
+with Run.open(sys.argv[1]).alone():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(run: Run, *blocked: str) -> subprocess.Popen:
+    """A process that holds the lock of a run until its stdin ends, where some modules are not to be had."""
+    command = [sys.executable, "-c", HOLD, str(run.folder), *blocked]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_lock_ends_with_its_process(run: Run) -> None:
+    process = holder(run)
+    try:
+        fails("another process trains in it", run.alone().__enter__)
+    finally:
+        process.kill()
+        process.communicate()
+    with run.alone():
+        fails("another process trains in it", Run.open(run.folder).alone().__enter__)
+    with run.alone():
+        pass
+
+
+def test_nothing_needs_what_windows_lacks(run: Run) -> None:
+    process = holder(run, "fcntl", "resource", "pwd", "grp", "termios")
+    assert process.communicate("")[0] == ""
+    assert process.returncode == 0
+
+
+def test_a_file_system_without_locks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.FileLock, "acquire", refuse)
+    with run.alone():
+        pass

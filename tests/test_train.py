@@ -96,7 +96,7 @@ class TestUndisturbed:
             f"{kind}-epoch-{epoch:03d}.png" for kind in ("samples", "reconstructions") for epoch in (1, 2)
         }
         assert {p.name for p in undisturbed.folder.iterdir()} == {
-            *("config.json", "metrics.jsonl", "learning-curve.png", "checkpoints", "events", "images", "model")
+            *("config.json", "metrics.jsonl", "learning-curve.png", "checkpoints", "events", "images", "model", ".lock")
         }
         assert undisturbed.steps() == [5, 10]
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from esvae.data import cifar10, digits, folder, idx
-from esvae.data.images import ImageSet, normalize, to_uint8
-from esvae.data.loading import batch_count, batches, epoch_order, ordered_batches
 from esvae.errors import InputError
+from esvae.extras import needed
+
+with needed("model"):
+    from esvae.data import cifar10, digits, folder, idx
+    from esvae.data.images import ImageSet, normalize, to_uint8
+    from esvae.data.loading import batch_count, batches, epoch_order, ordered_batches
 
 __all__ = [
     "ImageSet",
@@ -36,13 +40,14 @@ class Source(NamedTuple):
     size: int  # side of the images, unless the caller says otherwise
     flip: bool  # random horizontal flips in training (spec, section 1)
     labels: Callable[[str, str, bool], np.ndarray] | None  # (name or path, split, download) -> int64 (N)
+    where: Callable[[str], tuple[list[Path], Path | None]] | None = None  # name -> folders looked in, the one found
 
 
 SOURCES = {
-    "fashion-mnist": Source(idx.read, size=32, flip=False, labels=idx.labels),
-    "mnist": Source(idx.read, size=32, flip=False, labels=idx.labels),
-    "cifar10": Source(cifar10.read, size=32, flip=True, labels=cifar10.labels),
-    "celeba": Source(folder.read_celeba, size=64, flip=True, labels=None),
+    "fashion-mnist": Source(idx.read, size=32, flip=False, labels=idx.labels, where=idx.where),
+    "mnist": Source(idx.read, size=32, flip=False, labels=idx.labels, where=idx.where),
+    "cifar10": Source(cifar10.read, size=32, flip=True, labels=cifar10.labels, where=cifar10.where),
+    "celeba": Source(folder.read_celeba, size=64, flip=True, labels=None, where=folder.where_celeba),
     "digits": Source(digits.read, size=32, flip=False, labels=digits.labels),
     "folder": Source(folder.read, size=32, flip=False, labels=folder.labels),
 }

@@ -19,16 +19,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from rich import progress
 from rich.console import Console
 
 from esvae.checkpoint import sync_folder
 from esvae.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that build the same file there get in each other's way
-    fcntl = None  # type: ignore[assignment]
 
 MAGIC = b"ESVAEPIX"
 VERSION = 1
@@ -159,19 +155,20 @@ def _current(path: Path, size: int, listing: bytes) -> np.ndarray | None:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the lock of a cache file; the system takes it from a process that dies."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock").open("ab")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another process, which builds {path}", file=sys.stderr)
+            lock.acquire()
     except OSError as error:
         raise _unwritable(path, error) from error
-    with lock:
-        if fcntl:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process, which builds {path}", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _build(
@@ -184,7 +181,8 @@ def _build(
 ) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows would put \r in front of each \n
+        with os.fdopen(os.open(partial, flags, 0o666), "r+b") as file:
             header = _begun(file, partial)
             if header is None or (header.size, header.count, header.listing) != (size, len(files), listing):
                 header = Header(channels(), size, len(files), 0, listing)

@@ -56,6 +56,12 @@ def _files(name: str, split: str, download: bool) -> list[Path]:
     return [folder / file for file in FILES[split]]
 
 
+def where(name: str) -> tuple[list[Path], Path | None]:
+    """The folders that are looked in, and the one that both splits are found in, or None."""
+    train, test = (_find(split) for split in FILES)
+    return _folders(), train if test else None
+
+
 def _folders() -> list[Path]:
     own = places.data_dir()
     first = [own / FOLDER, own] if own else []

@@ -116,18 +116,25 @@ def read_celeba(name: str, split: str, size: int, download: bool) -> np.ndarray:
     Raises:
         InputError: one of them was not found, the list is malformed, or an image is not 178x218 in color.
     """
-    own = places.data_dir()
-    root = own / "celeba" if own else None
-    if root is None or not os.path.isdir(root / CELEBA_FOLDER) or not os.path.isfile(root / CELEBA_LIST):
-        where = root or "ESVAE_DATA_DIR/celeba (ESVAE_DATA_DIR is not set)"
+    folders, root = where_celeba(name)
+    if root is None:
+        looked = folders[0] if folders else "ESVAE_DATA_DIR/celeba (ESVAE_DATA_DIR is not set)"
         raise InputError(
-            f"{name}: no {CELEBA_FOLDER} with {CELEBA_LIST} beside it in {where}; "
+            f"{name}: no {CELEBA_FOLDER} with {CELEBA_LIST} beside it in {looked}; "
             "get both from CelebA's own page (no download is offered here) and set ESVAE_DATA_DIR to celeba's parent"
         )
     files = [root / CELEBA_FOLDER / file for file in _celeba_files(root / CELEBA_LIST, CELEBA_PARTITIONS[split])]
     if not files:
         raise InputError(f"{root / CELEBA_LIST}: lists no image of partition {CELEBA_PARTITIONS[split]} ({split})")
     return _decoded(root, split, size, files, channels=lambda: _celeba_channels(files), crop=CELEBA_CROP)
+
+
+def where_celeba(name: str) -> tuple[list[Path], Path | None]:
+    """The folders that are looked in, one or none, and the one that CelebA is found in, or None."""
+    own = places.data_dir()
+    folders = [own / "celeba"] if own else []
+    found = [f for f in folders if os.path.isdir(f / CELEBA_FOLDER) and os.path.isfile(f / CELEBA_LIST)]
+    return folders, found[0] if found else None
 
 
 def _celeba_channels(files: list[Path]) -> int:

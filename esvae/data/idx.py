@@ -107,6 +107,12 @@ def _published_as(images: np.ndarray) -> tuple[str, str] | None:
     return CONTENT_MD5.get(digest.hexdigest())
 
 
+def where(name: str) -> tuple[list[Path], Path | None]:
+    """The folders that are looked in, and the one that both splits are found in, or None."""
+    train, test = (find(name, split) for split in FILES)
+    return _folders(name), train.parent if train and test else None
+
+
 def find(name: str, split: str) -> Path | None:
     """The first file of this split, or None."""
     for folder in _folders(name):

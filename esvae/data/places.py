@@ -25,10 +25,15 @@ def data_dir() -> Path | None:
     return folder
 
 
-def cache_dir(name: str) -> Path:
-    """The folder `name` of ESVAE_CACHE_DIR, by default of the user's cache: for what can be had again."""
+def cache() -> Path:
+    """ESVAE_CACHE_DIR, by default the user's cache: for what can be had again."""
     own = os.environ.get("ESVAE_CACHE_DIR")
-    return (Path(own).expanduser() if own else Path(pooch.os_cache("esvae"))) / name
+    return Path(own).expanduser() if own else Path(pooch.os_cache("esvae"))
+
+
+def cache_dir(name: str) -> Path:
+    """The folder `name` of the cache."""
+    return cache() / name
 
 
 def fetch(url: str, md5: str, folder: Path) -> Path:

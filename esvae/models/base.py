@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import (
+    ModelCard,
+    PyTorchModelHubMixin,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -20,14 +28,22 @@ from torch import Tensor, nn
 
 from .. import pretrained
 from ..checkpoint import load_safetensors, read_json
-from ..config import ModelConfig, TrainConfig, build
+from ..config import Config, ModelConfig, TrainConfig, build
 from ..errors import InputError
 from ..runs import CONFIG, Run
+from . import card
 
 WEIGHTS = "model.safetensors"
+HUB_SECONDS = 5.0  # that the hub has for its first answer
 
 
-class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spiking-neural-network", "vae"]):
+class Model(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="esvae",
+    tags=["spiking-neural-network", "vae"],
+    model_card_template=card.TEMPLATE,
+):
     """A generative model of images (N, C, H, W) in [-1, 1].
 
     A subclass has `generate`; with an encoder also `encode` and `reconstruct`; and for its training `forward`, `loss`
@@ -96,6 +112,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         """All parameters in groups with a learning rate `lr` each."""
         return [{"params": list(self.parameters()), "lr": config.lr}]
 
+    def generate_model_card(self, *, training: Config | None = None, **fields: Any) -> ModelCard:
+        """What `save_pretrained` writes beside the weights. `training` (in its `model_card_kwargs`): what they were
+        trained by, where that is known."""
+        return super().generate_model_card(**card.fields(self, training), **fields)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments) -> Model:
         """The model of a name in `pretrained` ("fashion-mnist"), of a folder with model.safetensors and config.json, of
@@ -115,12 +136,20 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
             )
         if os.path.lexists(folder / CONFIG):
             read_json(folder / CONFIG, "the config.json of a model")  # says in a line what the hub's parser would not
-        source = folder if folder.is_dir() else pretrained_model_name_or_path
+        if folder.is_dir():
+            return super().from_pretrained(folder, **arguments)
+        name = str(pretrained_model_name_or_path)
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", name):
+            known = ", ".join(pretrained.names())
+            raise InputError(
+                f"{name}: no such folder, model that comes along, or repository; accepted are a folder with {WEIGHTS}"
+                f" and {CONFIG}, a run's folder, {known}, or OWNER/NAME on the hub"
+            )
+        _require_hub(name, **{key: arguments[key] for key in _OF_THE_HUB if key in arguments})
         try:
-            return super().from_pretrained(source, **arguments)
+            return super().from_pretrained(name, **arguments)
         except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(f"{source}: no such folder, model that comes along, or repository: {why}") from None
+            raise _not_there(name, error) from None
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **arguments) -> Model:
@@ -145,6 +174,35 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="esvae", tags=["spikin
         model = cls(**arguments)
         model.load_state_dict(tensors)
         return model.to(map_location).eval()
+
+
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
+
+
+def _require_hub(
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """That the hub answers for a repository, unless its config was downloaded before, or an InputError: the hub's own
+    way tries for half a minute, and prints each time."""
+    if local_files_only or isinstance(
+        try_to_load_from_cache(name, CONFIG, cache_dir=cache_dir, revision=revision), str
+    ):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, CONFIG, revision=revision), token=token, timeout=HUB_SECONDS)
+    except EntryNotFoundError:
+        return  # said where the options are missed
+    except Exception as error:  # without a network each release's HTTP library raises errors of its own
+        raise _not_there(name, error) from None
+
+
+def _not_there(name: str, error: Exception) -> InputError:
+    why = " ".join(str(error).split())[:200]
+    return InputError(f"{name}: no such folder, model that comes along, or repository: {why}")
 
 
 def drawn_if_none(seed: int | Tensor | None) -> int | Tensor:

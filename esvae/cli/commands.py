@@ -1,8 +1,4 @@
-"""The command line: `esvae demo | train | generate | reconstruct | evaluate | robustness | classify | energy | report |
-export`.
-
-Options are the fields of one dataclass per command. A mistake is one line on stderr and exit code 2.
-"""
+"""The commands. The options of each are the fields of a dataclass; torch is imported once they have been parsed."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ import dataclasses
 import io
 import itertools
 import json
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,42 +21,19 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .config import MAX_STEPS, Config, preset
-from .errors import InputError, TellsRankZero
+from ..config import MAX_STEPS, Config, preset
+from ..errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from .data import ImageSet
-    from .generate import Loaded
-    from .models import Model
-
-OVERVIEW = """usage: esvae COMMAND [OPTIONS]
-
-The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
-
-  demo         draw images from the trained model that comes along, or train a small one on digits; needs no data
-  train        train on a data set, or go on with an interrupted training
-  generate     draw images from a trained model
-  reconstruct  show test images beside their reconstructions
-  evaluate     measure the reconstruction error and the distance of generated images from real ones
-  robustness   measure reconstructions from latent spikes that are shuffled, flipped or noisy
-  classify     measure how much of the image's class the encoder keeps
-  energy       count operations and energy per image, beside the same network without spikes
-  report       the paper's tables and figures from trained runs, beside the published ones
-  export       write encoder or decoder as a NIR graph, for other simulators and neuromorphic chips
-
-`esvae COMMAND --help` explains every option.
-
-  esvae generate fashion-mnist --n 64 --out samples.png       the model that comes along
-  esvae train --preset best --data fashion-mnist --out runs/fashion
-  esvae evaluate runs/fashion --json
-
-train and evaluate run on several devices as `torchrun --nproc-per-node N -m esvae train ...`.
-"""
+    from ..generate import Loaded
+    from ..models import Model
 
 DEMO_MODEL = "fashion-mnist"
 DEMO_DONE = "samples.png"  # a demo's last file
+DEMO_SAMPLES = 64
 Prior = Literal["bottleneck", "mixture"]
 Precision = Literal["fp32", "bf16"]
 RunFolder = Annotated[Path, tyro.conf.arg(metavar="RUN")]
@@ -380,8 +353,8 @@ class Train:
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw images from the trained model that comes along, `fashion-mnist`, and reconstruct test images where
-    Fashion-MNIST is on this machine: seconds. Needs no data.
+    """Draw images from the trained model that comes along, `fashion-mnist`, reconstruct the test images that come along
+    with it, and print what was measured: seconds. Needs no data.
 
     With --train instead: train on the handwritten digits that ship with scikit-learn, for about four minutes on two
     cores; write samples and reconstructions, and print what was measured. Interrupted, it goes on when it is called
@@ -400,59 +373,24 @@ class Demo:
     """`cpu`, `cuda`, ..."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 after a mistake, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(OVERVIEW, end="")
-        return 0 if arguments else 2
-    command, *rest = arguments
-    try:
-        if command not in COMMANDS:
-            raise InputError(f"command: got {command!r}, accepted are {', '.join(COMMANDS)}")
-        import esvae_kernels
-
-        from . import distributed
-
-        if command not in SHARED and distributed.launched() > 1:
-            raise InputError(f"command: got {command!r} under torchrun, accepted there are {', '.join(SHARED)}")
-        esvae_kernels.tune_allocator()
-        COMMANDS[command](rest)
-    except InputError as error:
-        return 2 if isinstance(error, TellsRankZero) else _fail(str(error))
-    except BrokenPipeError:  # the reader, `head` say, has what it wanted
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
-        return 0
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _fail("out of memory: fewer time steps T, images per batch (train.batch_size) or latents take less")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        again = {"train": "; `esvae train --resume` with the same --out goes on"}
-        if "--train" in rest:
-            again["demo"] = "; `esvae demo` with the same options goes on"
-        return _fail(f"interrupted{again.get(command, '')}", 130)
-    return 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class for it on a GPU alone."""
-    import torch
-
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
-
-
-def _fail(message: str, code: int = 2) -> int:
-    print(f"esvae: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
 def _options(command: type, arguments: list[str], **defaults: Any) -> Any:
-    """The command's dataclass from its arguments; what does not parse is an InputError, `--help` ends the program."""
+    """The command's dataclass from its arguments, and then what every command needs before it works.
+
+    What does not parse is an InputError, `--help` ends the program: before torch is imported, which takes seconds.
+    """
+    options = _parsed(command, arguments, **defaults)
+    import esvae_kernels
+
+    from .. import distributed
+
+    name = command.__name__.lower()
+    if name not in SHARED and distributed.launched() > 1:
+        raise InputError(f"command: got {name!r} under torchrun, accepted there are {', '.join(SHARED)}")
+    esvae_kernels.tune_allocator()
+    return options
+
+
+def _parsed(command: type, arguments: list[str], **defaults: Any) -> Any:
     name, printed = f"esvae {command.__name__.lower()}", io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -463,8 +401,11 @@ def _options(command: type, arguments: list[str], **defaults: Any) -> Any:
         # A box: title, message, a line, hints. Where stdout may not take its lines it has no frame, and hyphens.
         lines = [line.strip("│ ") for line in printed.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         underlined = len(lines) > 1 and lines[1].startswith("--")
-        message = itertools.takewhile(lambda line: not line.startswith(("──", "---")), lines[2 * underlined :])
-        raise InputError(f"{' '.join(message)}; see {name} --help") from None
+        message = " ".join(
+            itertools.takewhile(lambda line: not line.startswith(("──", "---")), lines[2 * underlined :])
+        )
+        refused = re.match(r"Error parsing config(\.\w+)?: ", message)  # by the config itself, which says it all
+        raise InputError(message[refused.end() :] if refused else f"{message}; see {name} --help") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
@@ -472,9 +413,9 @@ def _options(command: type, arguments: list[str], **defaults: Any) -> Any:
 
 def _generate(arguments: list[str]) -> None:
     options = _options(Generate, arguments)
-    from . import figures
-    from .evaluate import generated
-    from .generate import MAX_IMAGES, check_out, choose_prior, write_images
+    from .. import figures
+    from ..evaluate import generated
+    from ..generate import MAX_IMAGES, check_out, choose_prior, write_images
 
     _require(1 <= options.n <= MAX_IMAGES, "n", options.n, f"1 to {MAX_IMAGES}")
     _require(options.columns >= 1, "columns", options.columns, "at least 1")
@@ -499,11 +440,11 @@ def _generate(arguments: list[str]) -> None:
 
 def _reconstruct(arguments: list[str]) -> None:
     options = _options(Reconstruct, arguments)
-    from . import figures
-    from .data import normalize
-    from .evaluate import BATCH, load_for, reconstructions
-    from .generate import check_out
-    from .models import require
+    from .. import figures
+    from ..data import normalize
+    from ..evaluate import BATCH, load_for, reconstructions
+    from ..generate import check_out
+    from ..models import require
 
     check_out(options.out, (".png",))
     _require(options.columns >= 1, "columns", options.columns, "at least 1")
@@ -531,7 +472,7 @@ def _evaluate(arguments: list[str]) -> None:
         for name in ("data", "prior", "steps", "seed", "precision", "graphs"):
             got, default = getattr(options, name), getattr(Evaluate, name)
             _require(got == default, name, got, f"{default!r} with --real, which runs no model")
-    from . import distributed
+    from .. import distributed
 
     with distributed.processes(options.device) as device:
         result = _measure(dataclasses.replace(options, device=device))
@@ -540,9 +481,9 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _measure(options: Evaluate) -> dict[str, Any]:
-    from . import distributed
-    from .evaluate import evaluate, real
-    from .generate import choose_prior
+    from .. import distributed
+    from ..evaluate import evaluate, real
+    from ..generate import choose_prior
 
     networks = {"own_features": options.own_features, "inception": options.inception}
     if options.real is not None:
@@ -570,8 +511,8 @@ def _measure(options: Evaluate) -> dict[str, Any]:
 
 def _robustness(arguments: list[str]) -> None:
     options = _options(Robustness, arguments)
-    from .evaluate import load_for
-    from .robustness import PROBABILITIES, robustness
+    from ..evaluate import load_for
+    from ..robustness import PROBABILITIES, robustness
 
     loaded = _load(options)
     images = load_for(loaded.model, _data_of(loaded, options), "test", options.download)
@@ -592,8 +533,8 @@ def _robustness(arguments: list[str]) -> None:
 
 def _classify(arguments: list[str]) -> None:
     options = _options(Classify, arguments)
-    from .classify import classify
-    from .evaluate import load_for
+    from ..classify import classify
+    from ..evaluate import load_for
 
     loaded = _load(options)
     name = _data_of(loaded, options)
@@ -614,9 +555,9 @@ def _classify(arguments: list[str]) -> None:
 
 def _energy(arguments: list[str]) -> None:
     options = _options(Energy, arguments)
-    from .energy import energy
-    from .evaluate import load_for
-    from .generate import choose_prior
+    from ..energy import energy
+    from ..evaluate import load_for
+    from ..generate import choose_prior
 
     loaded = _load(options)
     model, images = loaded.model, None
@@ -726,8 +667,8 @@ def _write_report(arguments: list[str]) -> None:
     _require(options.images is None or options.images >= 1, "images", options.images, "at least 1")
     _require(1 <= options.classifier_epochs <= 10_000, "classifier_epochs", options.classifier_epochs, "1 to 10000")
     _require(bool(options.runs), "RUN", "none", "folders of runs")
-    from . import pretrained
-    from .report import FOLDER, Settings, command_line, report
+    from .. import pretrained
+    from ..report import FOLDER, Settings, command_line, report
 
     _device(options.device)
     first = options.runs[0]
@@ -755,8 +696,8 @@ def _write_report(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     options = _options(Export, arguments)
-    from .export import export
-    from .generate import check_out, load_model
+    from ..export import export
+    from ..generate import check_out, load_model
 
     check_out(options.out, (".nir",))
     _check_steps(options.steps)
@@ -774,7 +715,7 @@ def _load(options: Generate | Reconstruct | Evaluate | Robustness | Classify | E
     """The model that RUN names, on the device and at the T that the options ask for."""
     _require(0 <= options.seed < 2**63, "seed", options.seed, f"0 to {2**63 - 1}")
     _check_steps(options.steps)
-    from .generate import load_model
+    from ..generate import load_model
 
     loaded = load_model(options.run, _device(options.device))
     if options.steps is not None:
@@ -833,7 +774,7 @@ def _require(holds: bool, name: str, got: object, accepted: str) -> None:
 
 
 def _say(*lines: str) -> None:
-    from . import distributed
+    from .. import distributed
 
     for line in lines if distributed.rank() == 0 else ():
         print(line, file=sys.stderr)
@@ -842,7 +783,7 @@ def _say(*lines: str) -> None:
 def _track() -> Any:
     from rich.progress import track
 
-    from . import distributed
+    from .. import distributed
 
     console = Console(stderr=True)
     shown = console.is_terminal and distributed.rank() == 0
@@ -867,15 +808,15 @@ def _device(name: str) -> torch.device:
 def _train(arguments: list[str]) -> None:
     options = _options(Train, arguments, default=_train_defaults(arguments))
     _require(options.checkpoint_minutes >= 0, "checkpoint_minutes", options.checkpoint_minutes, "0 or above")
-    from . import distributed
+    from .. import distributed
 
     with distributed.processes(options.device) as device:
         _train_on(_device(device), options, arguments)
 
 
 def _train_on(device: torch.device, options: Train, arguments: list[str]) -> None:
-    from . import distributed
-    from .train import load_sets, train
+    from .. import distributed
+    from ..train import load_sets, train
 
     config = options.config
     sets = distributed.in_turn(lambda: load_sets(config, options.download))
@@ -908,8 +849,8 @@ def _train_defaults(arguments: list[str]) -> Train:
     except argparse.ArgumentError as error:
         raise InputError(f"{error.argument_name}: {error.message}") from None
     if known.resume and known.out:
-        from .generate import run_config
-        from .runs import Run
+        from ..generate import run_config
+        from ..runs import Run
 
         config = run_config(Run.open(known.out))
     else:
@@ -938,58 +879,104 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _demo_of_training(options: Demo, device: torch.device) -> None:
-    from . import data
-    from .evaluate import evaluate
-    from .generate import load_model
-    from .train import train
+    from .. import data
+    from ..evaluate import evaluate
+    from ..generate import load_model
+    from ..train import train
 
     config = demo_config(options.epochs)
     folder, resume = _demo_folder(options.out, config)
     _say(f"training on digits for {config.train.epochs} epochs, into {folder}")
     train(config, folder, resume=resume, device=device)
     model = load_model(folder, device).model
-    written = _demo_grids(model, folder, data.load("digits", "test"))
+    _demo_grids(model, folder, data.normalize(data.load("digits", "test").pixels[:32]))
     result = evaluate(model, "digits", prior=model.default_prior, track=_track())
     Console().print(metrics_table(result))
-    print(*written, folder / "learning-curve.png", sep="\n")
+    _demo_end(folder, "reconstructions.png", "learning-curve.png")
 
 
 def _demo_of_the_trained(folder: Path, device: torch.device) -> None:
-    from . import data
-    from .generate import load_model
-    from .runs import make_folder
+    import torch
 
-    loaded = load_model(DEMO_MODEL, device)
-    images = None
-    try:
-        images = data.load(loaded.data, "test")
-    except InputError as error:
-        _say(f"no reconstructions: {error}")
+    from .. import data, pretrained
+    from ..checkpoint import read_json
+    from ..data.images import resize_all
+    from ..generate import load_model
+    from ..runs import make_folder
+
+    model = load_model(DEMO_MODEL, device).model
+    measured = read_json(pretrained.FOLDER / DEMO_MODEL / pretrained.EVALUATION, "what was measured on the model")
+    images = torch.from_numpy(resize_all(pretrained.test_images(DEMO_MODEL), model.config.size))
     make_folder(folder)
-    print(*_demo_grids(loaded.model, folder, images), sep="\n")
+    found = _demo_grids(model, folder, data.normalize(images))
+    Console().print(demo_table(found, measured))
+    _demo_end(folder, "reconstructions.png")
 
 
-def _demo_grids(model: Model, folder: Path, images: ImageSet | None) -> list[Path]:
-    """Samples, and reconstructions where there are images; the files written."""
-    from . import data, figures
-    from .evaluate import device_of, generated, reconstructions
+def _demo_end(folder: Path, *others: str) -> None:
+    print(*(folder / name for name in (*others, DEMO_DONE)), sep="\n")
+    print(
+        f"next: open {folder / DEMO_DONE}; then train on images of your own:\n"
+        "esvae train --preset best --data folder:PATH --out runs/mine"
+    )
 
-    grids = {}
-    if images is not None:
-        originals = data.normalize(images.pixels[:32])
-        (again,) = reconstructions(model, [originals.to(device_of(model))])
-        grids["reconstructions.png"] = figures.reconstruction_grid(originals, again.cpu(), columns=16)
-    grids[DEMO_DONE] = figures.image_grid(generated(model, 64), columns=16)
+
+def _demo_grids(model: Model, folder: Path, originals: Tensor) -> dict[str, Any]:
+    """Reconstructions of images (N, C, H, W) in [-1, 1], and samples, as two grids; what they say of the model."""
+    import torch
+
+    from .. import figures
+    from ..evaluate import device_of, generated, reconstructions
+
+    there = originals.to(device_of(model))
+    start = time.perf_counter()
+    again = next(reconstructions(model, [there])).cpu()
+    middle = time.perf_counter()
+    samples = generated(model, DEMO_SAMPLES)
+    end = time.perf_counter()
+    with torch.no_grad():
+        rate = model.encode(there).mean().item()
+    grids = {
+        "reconstructions.png": figures.reconstruction_grid(originals, again, columns=16),
+        DEMO_DONE: figures.image_grid(samples, columns=16),
+    }
     for name, grid in grids.items():
         figures.save_image(grid, folder / name)
-    return [folder / name for name in grids]
+    return {
+        "images": len(originals),
+        "mse": (originals - again).square().mean().item(),
+        "firing_rate": rate,
+        "reconstruct_seconds": (middle - start) / len(originals),
+        "generate_seconds": (end - middle) / DEMO_SAMPLES,
+    }
+
+
+def demo_table(found: dict[str, Any], measured: dict[str, Any]) -> Table:
+    """What the demo found on its images, beside what was measured on the model when it was trained."""
+    figures = next(iter(measured["evaluate"].values()))  # of the prior that it draws from
+    energy = measured["energy"]
+    (latent,) = [layer for layer in energy["encode"]["layers"] if layer["name"] == "to_latent"]
+    table = Table("", f"here, {found['images']} images", "measured when it was trained", caption_justify="left")
+    table.add_row("MSE of reconstructions", f"{found['mse']:.4f}", f"{figures['mse']:.4f}")
+    table.add_row("firing rate, latent neurons", f"{found['firing_rate']:.3f}", f"{latent['firing_rate']:.3f}")
+    table.add_row("seconds per reconstruction", f"{found['reconstruct_seconds']:.4f}")
+    table.add_row("seconds per drawn image", f"{found['generate_seconds']:.4f}")
+    table.add_row("FAD of drawn images", "", f"{figures['fad_paper']:.2f}")
+    table.add_row("FAD of real images", "", f"{figures['fad_paper_floor']:.2f}")
+    table.add_row("energy per drawn image", "", f"{energy['generate']['energy_uj']:.1f} µJ")
+    table.add_row("energy without spikes", "", f"{energy['generate']['twin_energy_uj']:.1f} µJ")
+    table.caption = (
+        f"Measured {measured['date']}: MSE, on the scale of -1 to 1, of {figures['images']:,} test images, rate and"
+        f" energy of {energy['images']:,}, FAD of {figures['generated']:,}."
+    )
+    return table
 
 
 def _demo_folder(out: Path, config: Config | None = None) -> tuple[Path, bool]:
     """Where a demo goes, and whether it goes on with a training of `config` that was interrupted; what else is there is
     left alone."""
-    from .generate import run_config
-    from .runs import CONFIG, Run
+    from ..generate import run_config
+    from ..runs import CONFIG, Run
 
     folder, number = out, 1
     while (folder / CONFIG).exists() or (folder / DEMO_DONE).exists():
@@ -1000,7 +987,7 @@ def _demo_folder(out: Path, config: Config | None = None) -> tuple[Path, bool]:
     return folder, False
 
 
-COMMANDS = {
+RUN = {
     "demo": _demo,
     "train": _train,
     "generate": _generate,
