@@ -1,5 +1,5 @@
-"""What is built and installed: an sdist, the wheel that is made of it, and the packages of machines on which not all can
-be compiled. Takes minutes, and an index for what a build needs."""
+"""What is built and installed: an sdist, the wheel that is made of it, and packages of machines on which not all can be
+compiled. Takes minutes, and an index for what a build needs."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -29,13 +28,7 @@ def info(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from esvae_kernels import info as kernels
 
-    found = [*kernels.lines(), *lines()]
-    if options.json:
-        print(json.dumps(dict(found)))
-        return
-    width = max(len(label) for label, _ in found) + 1
-    for label, value in found:
-        print(f"{label + ':':<{width}} {value}")
+    print(kernels.show([*kernels.lines(), *lines()], options.json))
 
 
 def lines() -> list[tuple[str, str]]:
