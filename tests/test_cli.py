@@ -33,6 +33,7 @@ from esvae.metrics import fad, fid, own_features
 from esvae.metrics.neighbours import prdc
 from esvae.models import MODELS
 from esvae.runs import Run
+from esvae_kernels import backends, native
 from esvae_kernels.nn import BNLIF
 
 SHARED_FAD = Path(__file__).parents[2] / "shared" / "fad"
@@ -66,6 +67,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     code = main(["train", "--preset", "best", "--data", f"folder:{images}", "--out", str(folder), "--quiet", *TINY])
     assert code == 0
     return folder
+
+
+def test_without_the_compiled_kernels_one_line_warns(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "why_missing", "there was no compiler")
+    monkeypatch.setattr(native, "module", None)
+    backends._say_that_it_is_slow.cache_clear()
+    for expected in (1, 0):  # said once
+        assert main(["generate", str(run), "--n", "1", "--out", str(tmp_path / "one.png")]) == 0
+        warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esvae: warning: ")]
+        assert len(warned) == expected
+        assert all(line.endswith("no other backend can run (cpu: there was no compiler)") for line in warned)
 
 
 @pytest.fixture

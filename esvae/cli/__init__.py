@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ..errors import InputError, TellsRankZero
@@ -55,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     try:
-        _run(command, rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            _run(command, rest)
     except TellsRankZero:
         return 2
     except (InputError, MissingExtra) as error:
@@ -125,6 +128,11 @@ def _as_typed(message: str, arguments: list[str]) -> str:
         if typed.startswith("--") and (known in options or known.rpartition(".")[2] in options):
             return typed + message[len(name) :]
     return message
+
+
+def _warn(message: Warning | str, *where: object, **options: object) -> None:
+    """In the place of `warnings.showwarning`, which adds a line of source."""
+    print(f"esvae: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, code: int = 2) -> int:
