@@ -1,5 +1,6 @@
 """The CUDA kernels, compiled as C++ and run on host memory (emulate/), against the reference: the kernel tests' grids
-of options, in a process of their own where `_esvae_kernels.cuda` is the emulated one."""
+of options, in a process of their own where `_esvae_kernels.cuda` is the emulated one. With `--all` they run all there,
+too, and under sanitizers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sampling import takes_all
 
 TESTS = Path(__file__).parent
 # What tells one kernel from another: not what is the same for every backend, such as derivatives of derivatives.
@@ -18,6 +20,7 @@ COMPARISONS = (
     "delayed_reset or recorded or comparison_is_exact or thousand_steps or counter_is or formulas) "
     "and not C17001"  # a block for each of so many channels takes long here
 )
+FEW_COMPARISONS = "equal_the_reference or equals_the_reference or batch_norm_and_lif or align_with_blocks and not C17001"
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="the emulator needs g++ and Linux"
 )
@@ -34,11 +37,13 @@ def run(*arguments: str, **environment: str) -> None:
     print(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("op", ["lif", "bn_lif", "poisson", "surrogate"])
-def test_kernels_equal_the_reference(op: str) -> None:
-    run(str(TESTS / f"test_{op}.py"), "-m", "not slow", "-k", COMPARISONS)
+def test_kernels_equal_the_reference(pytestconfig: pytest.Config) -> None:
+    files = [str(TESTS / f"test_{op}.py") for op in ("lif", "bn_lif", "poisson", "surrogate")]
+    everything = takes_all(pytestconfig)
+    run(*files, "-m", "not slow", *["--all"] * everything, "-k", COMPARISONS if everything else FEW_COMPARISONS)
 
 
+@pytest.mark.slow
 def test_layouts_within_bounds() -> None:
     """Under AddressSanitizer and UndefinedBehaviorSanitizer: every access to a tensor, to a block's shared memory, and
     its alignment. Python is not built with them, so the runtime is preloaded, with libstdc++, or it does not find what
