@@ -13,44 +13,26 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import kernel_helpers
 import pytest
-import sampling
 import torch
 from stand_in import StandIn
 
 from esvae_kernels import available_backends, use_backend
 
+pytest_plugins = ["sampling"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    sampling.add_option(parser)
     with suppress(ValueError):  # bench/conftest.py has it too, where both are run
         parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "cpu:0"), help="what tensors are made on")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    sampling.choose(config, items)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    sampling.finish(session)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    sampling.gather(node.config, getattr(node, "workeroutput", {}))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in sampling.summary(config):
-        terminalreporter.write_line(line)
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    kernel_helpers.sampled = not sampling.takes_all(config)
+    from sampling import takes_all  # here: pytest has to import a plugin first
+
+    kernel_helpers.sampled = not takes_all(config)
     device = config.getoption("--device")
     if device == "cpu":
         return

@@ -1,14 +1,15 @@
-"""Which tests run without `--all`: none that is marked slow, and of those with many sets of parameters a sample.
+"""A pytest plugin: which tests run without `--all`. None that is marked slow, and of those with many sets of parameters
+a sample.
 
-In a sample every two values of any two parameters meet in at least one set, as far as they do in all sets. It is the
-same in every process and on every machine.
+In a sample every two values of any two parameters meet in at least one set, as far as they meet in any. It is the same
+in every process and on every machine. Of a test that is marked `few(n)` it has n sets.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 FEW = 12  # sets of parameters that are run in any case
 
 
-def add_option(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run slow tests too, and every set of parameters")
 
 
@@ -31,7 +32,7 @@ def sample(rows: Sequence[Mapping[str, Any]], names: Sequence[str], most: int | 
 
     Greedily, the row with most values that are missing, then with most pairs; of two that have as many, by their names.
     """
-    values = [{(column, _key(value)) for column, value in row.items()} for row in rows]
+    values = [set(_values(row)) for row in rows]
     pairs = [{frozenset(pair) for pair in itertools.combinations(row, 2)} or row for row in values]
     missing, apart = set().union(*values), set().union(*pairs)
     left = sorted(range(len(rows)), key=lambda k: sha256(names[k].encode()).digest())
@@ -45,6 +46,14 @@ def sample(rows: Sequence[Mapping[str, Any]], names: Sequence[str], most: int | 
     return sorted(chosen)
 
 
+def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, Hashable]]:
+    """What stands in each column; in one of dicts, their entries too."""
+    for column, value in row.items():
+        yield column, _key(value)
+        if isinstance(value, Mapping):
+            yield from ((f"{column}.{name}", _key(entry)) for name, entry in value.items())
+
+
 def _key(value: Any) -> Hashable:
     """What tells the values of a parameter apart; True is not 1."""
     try:
@@ -54,7 +63,8 @@ def _key(value: Any) -> Hashable:
     return type(value), value
 
 
-def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the items to run, in their order. What `-k` and `-m` select has been selected before."""
     if takes_all(config):
         return
@@ -82,19 +92,21 @@ def _few(items: list[pytest.Item]) -> Iterable[pytest.Item]:
 _COUNTS = pytest.StashKey[tuple[int, int]]()
 
 
-def finish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker of xdist tells the process that reports."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None and _COUNTS in session.config.stash:
         output["sampled"] = session.config.stash[_COUNTS]
 
 
-def gather(config: pytest.Config, output: dict[str, Any]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
     """That process; every worker says the same."""
-    if "sampled" in output:
-        config.stash[_COUNTS] = tuple(output["sampled"])
+    if "sampled" in (output := getattr(node, "workeroutput", {})):
+        node.config.stash[_COUNTS] = tuple(output["sampled"])
 
 
-def summary(config: pytest.Config) -> list[str]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     kept, of = config.stash.get(_COUNTS, (0, 0))
-    return [f"sampled: {kept} of {of} tests; --all runs every one"] if kept < of else []
+    if kept < of:
+        terminalreporter.write_line(f"sampled: {kept} of {of} tests; --all runs every one")

@@ -513,6 +513,7 @@ def test_gradcheck(backend: str, training: bool, index: int) -> None:
 SECOND = [i for i in range(12) if isinstance(SMOOTH[i % len(SMOOTH)], Sigmoid | ATan | Gaussian)]
 
 
+@pytest.mark.few(5)
 @in_both_modes
 @pytest.mark.parametrize("index", SECOND, ids=lambda i: f"{name(SMOOTH[i % len(SMOOTH)])}-{RESETS[i % 4]}-{i}")
 def test_gradgradcheck(training: bool, index: int) -> None:
@@ -756,6 +757,7 @@ def test_opcheck_of_the_lif_as_it_is_called_here(layout: str, rows: int, constan
     torch.library.opcheck(ops.bn_lif_correct, (y + 1, y, factors, 1 if constant else 2))
 
 
+@pytest.mark.few(6)
 @on_both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
 @in_both_layouts

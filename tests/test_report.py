@@ -307,6 +307,7 @@ def test_other_weights_are_measured(runs: dict[str, Path], tmp_path: Path, monke
         make("table3", [runs["vae"]], tmp_path / "two")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("damage", ["cut", "edited"])
 def test_a_damaged_result_is_measured_again(runs: dict[str, Path], tmp_path: Path, damage: str) -> None:
     make("table3", [runs["gan"]], tmp_path / "one")
@@ -462,6 +463,7 @@ def test_names_tell_runs_apart(runs: dict[str, Path], images: str, tmp_path: Pat
     assert names == {"ESVAE, preset best, latent 4": 2, "ESVAE, preset best, latent 5": 1}
 
 
+@pytest.mark.slow
 def test_runs_of_other_data_or_of_one_seed_are_no_spread(runs: dict[str, Path], images: str, tmp_path: Path) -> None:
     """Both would be called training seeds; `--data` has runs of any data set measured on one."""
     copy = tmp_path / "copy"
@@ -483,6 +485,7 @@ def test_runs_of_other_data_or_of_one_seed_are_no_spread(runs: dict[str, Path], 
     }
 
 
+@pytest.mark.slow
 def test_changes_are_what_the_command_line_takes(images: str, tmp_path: Path) -> None:
     """Those of every type: a run that is trained by them is the same."""
     options = [*TINY, "--model.no-strict", "--model.detach-reset", "--train.time-steps", "", "--train.lr", "0.02"]
@@ -506,6 +509,7 @@ def test_what_a_network_measured_is_kept_without_it(runs: dict[str, Path], monke
     assert Results(Settings(), print).get(subject, "evaluate") == found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "change",
     [
