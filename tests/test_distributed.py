@@ -125,6 +125,7 @@ def test_a_dead_rank_ends_the_others_and_the_run_goes_on(
     assert_close(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_evaluate(undisturbed: Run, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluate", str(undisturbed.folder), "--json"]
     done = torchrun(2, "-m", "esvae", *arguments)

@@ -129,7 +129,7 @@ def turn_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [cut, turn_a_bit, Path.unlink], ids=["cut", "bit", "gone"])
 def test_a_damaged_one_is_trained_again(

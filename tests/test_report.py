@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from training_helpers import TINY, contents
 
-from esvae import ESVAE, data
+from esvae import ESVAE, data, train
 from esvae.cli import main
 from esvae.config import preset
 from esvae.errors import InputError
@@ -54,7 +54,8 @@ QUICKLY = {"classifier_epochs": 2, "images": SIZES["test"]}
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_statistics() -> Iterator[None]:
-    """tdBN takes over the statistics of each batch at once: after four steps at the usual momentum no neuron fires."""
+    """tdBN takes over the statistics of each batch at once: after four steps at the usual momentum no neuron fires. And
+    no learning curve is drawn, a quarter of the time of a training."""
 
     def quick(kind: type[Model]) -> type[Model]:
         class Quick(kind):
@@ -69,6 +70,7 @@ def quick_statistics() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, kind in list(MODELS.items()):
             patch.setitem(MODELS, name, quick(kind))
+        patch.setattr(train.figures, "learning_curve", lambda records, path: None)
         yield
 
 
@@ -454,6 +456,7 @@ def test_unfinished_run_is_a_row_of_its_own(runs: dict[str, Path], tmp_path: Pat
     assert set(table_rows(tmp_path / "out", "table3")) == {"ESVAE, preset best", "ESVAE, preset best, unfinished"}
 
 
+@pytest.mark.slow
 def test_names_tell_runs_apart(runs: dict[str, Path], images: str, tmp_path: Path) -> None:
     other = tmp_path / "wide"
     options = [*TINY, "--model.latent", "5"]

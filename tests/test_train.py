@@ -128,7 +128,7 @@ def interrupt(folder: Path, sets: dict[str, data.ImageSet], owner: Any, name: st
             go(folder, sets)
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("owner", "name", "count"),
     [
