@@ -74,8 +74,8 @@ def main() -> int:
     names = [options.only] if options.only else list(TARGETS)
     print(f"seed {seed}", flush=True)
     share = -(-options.cases // len(names))
-    # One after the other, each forked from here, which takes seconds less than to import torch for each. That is safe as
-    # long as this process has not computed with it.
+    # One after the other, each forked from here: to import torch for each takes seconds. Safe as long as this process
+    # has not computed with it.
     codes = []
     for name in names:
         process = get_context("fork").Process(target=fuzz, args=(name, options.first, share, seed))

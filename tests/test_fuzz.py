@@ -17,8 +17,9 @@ from training_helpers import run_script
 @pytest.mark.parametrize("name", TARGETS)
 def test_readers_take_a_file_or_refuse_it_in_a_line(tmp_path: Path, name: str, pytestconfig: pytest.Config) -> None:
     target = TARGETS[name](tmp_path / "files")
+    examples = 500 if takes_all(pytestconfig) else 100
 
-    @settings(max_examples=500 if takes_all(pytestconfig) else 100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.randoms())
     def check(chance: random.Random) -> None:
         target.case(chance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def test_slow(): pass
 
 
 @pytest.fixture
-def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """What a pytest without any other plugin would run there, how many of each function, in order."""
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  slow\n  few\n")
@@ -94,14 +97,13 @@ def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "34 of 78 many:20 some:2 twelve:12"),
-        (["--all"], "all many:60 some:5 twelve:12 slow:1"),
-        (["test_it.py::test_some", "test_it.py::test_slow"], "all some:5 slow:1"),
-        (["-m", "slow"], "all slow:1"),
-        (["-m", "not slow", "-k", "some"], "2 of 5 some:2"),
-        (["-k", "0-0-"], "all many:5"),
+        ("", "34 of 78 many:20 some:2 twelve:12"),
+        ("--all", "all many:60 some:5 twelve:12 slow:1"),
+        ("test_it.py::test_some test_it.py::test_slow", "all some:5 slow:1"),
+        ("-m slow", "all slow:1"),
+        ("-m 'not slow' -k some", "2 of 5 some:2"),
+        ("-k 0-0-", "all many:5"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_run(collected: Callable[..., str], arguments: list[str], expected: str) -> None:
-    assert collected(*arguments) == expected
+def test_what_is_run(collected: Callable[..., str], arguments: str, expected: str) -> None:
+    assert collected(*shlex.split(arguments)) == expected
