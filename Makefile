@@ -8,12 +8,13 @@ OWN_VENV := norse sinabs
 SIDE_BY_SIDE = -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install demo test peers bench soak gpu wheel check-install lint sanitize sanitize-address sanitize-thread clean
+.PHONY: help install demo test test-all peers bench soak gpu wheel check-install lint sanitize sanitize-address sanitize-thread clean
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
 	@echo "make demo   install, draw images with the trained model that comes along, write grids"
-	@echo "make test   install, run every test (JOBS=2: in so many processes)"
+	@echo "make test   install, test every part, with a sample of the combinations of options (JOBS=2: in so many processes)"
+	@echo "make test-all   every test, with every combination: thrice as long"
 	@echo "make peers  install SpikingJelly, snnTorch, Norse and sinabs too: to compare with them, to test the drop-in layers"
 	@echo "make bench  install, compare speeds"
 	@echo "make soak   trainings killed at random instants, a million damaged files: an hour"
@@ -35,13 +36,15 @@ install: .venv/.installed
 demo: install
 	$(BIN)/esvae demo
 
-test: export OMP_WAIT_POLICY = passive
-test: install
+test test-all: export OMP_WAIT_POLICY = passive
+test test-all: TESTS = $(SIDE_BY_SIDE) --durations=15
+test-all: TESTS += --all
+test test-all: install
 	$(BIN)/python -c 'import esvae_kernels as k; assert "cpu" in k.available_backends(), "the cpu backend is missing"'
-	$(BIN)/pytest $(SIDE_BY_SIDE)
-	TRITON_INTERPRET=1 $(BIN)/pytest $(SIDE_BY_SIDE) tests/test_triton_*.py
+	$(BIN)/pytest $(TESTS)
+	TRITON_INTERPRET=1 $(BIN)/pytest $(TESTS) tests/test_triton_*.py
 	@set -e; for library in $(OWN_VENV); do ! test -x .venv-$$library/bin/python || \
-	  .venv-$$library/bin/python -m pytest $(SIDE_BY_SIDE) tests/dropin/test_$$library*.py tests/dropin/test_nir.py; done
+	  .venv-$$library/bin/python -m pytest $(TESTS) tests/dropin/test_$$library*.py tests/dropin/test_nir.py; done
 
 # Other libraries, to compare with and to convert. Without what they require: some want torchvision, of a matching torch.
 # Norse and sinabs want different releases of nir, and so have a venv each, on top of .venv.

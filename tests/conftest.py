@@ -3,6 +3,8 @@
 `pytest --device cuda` makes every tensor on the GPU and runs the backends that are for it, in all kernel tests
 (test_lif, test_bn_lif, test_poisson, test_surrogate, test_kernels_nn) and in test_gpu. `--device cpu:0` does the same
 with a part of the CPU in the place of the GPU: see stand_in.py.
+
+`pytest --all` runs every test; without it, see sampling.py.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from stand_in import StandIn
 
 from esvae_kernels import available_backends, use_backend
 
+pytest_plugins = ["sampling"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     with suppress(ValueError):  # bench/conftest.py has it too, where both are run
@@ -26,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from sampling import takes_all  # here: pytest has to import a plugin first
+
+    kernel_helpers.sampled = not takes_all(config)
     device = config.getoption("--device")
     if device == "cpu":
         return

@@ -41,6 +41,7 @@ SURROGATES = [
     Gaussian(sigma=0.6),
     PiecewiseExp(alpha=2.0, scale=0.5),
 ]
+sampled = False  # whether a sample of the tests is run; conftest.py says so before any test is imported
 SMOOTH = [replace(s, smooth=True) for s in (Rectangular(width=2.5), *SURROGATES[1:])]
 TOLERANCE = {  # of gradients: a few units in the last place, plus the rounding of a sum over time
     torch.float64: {"rtol": 1e-12, "atol": 1e-13},
@@ -72,9 +73,10 @@ def cpu_only(reason: str) -> pytest.MarkDecorator:
 
 
 def in_turn(values: Iterable[Value], index: int) -> list[Value]:
-    """All of the values; on a GPU, where kernels are compiled anew for each, the one whose turn it is."""
+    """All of the values; in a sample of the tests, and on a GPU, where kernels are compiled anew for each, the one
+    whose turn it is."""
     values = list(values)
-    return [values[index % len(values)]] if on_gpu() else values
+    return [values[index % len(values)]] if sampled or on_gpu() else values
 
 
 def name(value: object) -> str:

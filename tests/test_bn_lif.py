@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
+import kernel_helpers
 import pytest
 import torch
 from kernel_helpers import (
@@ -162,12 +163,14 @@ GRID = list(
 
 @on_both
 @pytest.mark.parametrize(
-    ("index", "choice"),
-    list(enumerate(GRID))[:: 3 if on_gpu() else 1],  # a GPU's kernels are compiled for each
-    ids=["-".join(str(c) for c in choice if c != "") for choice in GRID][:: 3 if on_gpu() else 1],
+    ("mode", "reset", "readout", "record", "constant"),
+    GRID,
+    ids=["-".join(str(c) for c in choice if c != "") for choice in GRID],
 )
-def test_is_batch_norm_and_lif(backend: str, index: int, choice: tuple) -> None:
-    mode, reset, readout, record, constant = choice
+def test_is_batch_norm_and_lif(
+    backend: str, mode: str, reset: str, readout: str | None, record: str, constant: str
+) -> None:
+    index = GRID.index((mode, reset, readout, record, constant))
     arguments = call(
         SHAPES[index % 6],
         seed=index,
@@ -498,6 +501,7 @@ def smooth_call(index: int, training: bool, shape: Sequence[int] = (3, 2, 2, 2))
     return function, [arguments[k].clone().requires_grad_() for k in names]
 
 
+@pytest.mark.few(8)
 @on_both
 @in_both_modes
 @pytest.mark.parametrize("index", range(12), ids=lambda i: f"{name(SMOOTH[i % len(SMOOTH)])}-{RESETS[i % 4]}-{i}")
@@ -509,6 +513,7 @@ def test_gradcheck(backend: str, training: bool, index: int) -> None:
 SECOND = [i for i in range(12) if isinstance(SMOOTH[i % len(SMOOTH)], Sigmoid | ATan | Gaussian)]
 
 
+@pytest.mark.few(5)
 @in_both_modes
 @pytest.mark.parametrize("index", SECOND, ids=lambda i: f"{name(SMOOTH[i % len(SMOOTH)])}-{RESETS[i % 4]}-{i}")
 def test_gradgradcheck(training: bool, index: int) -> None:
@@ -725,6 +730,7 @@ def test_statistics_of_nothing(backend: str, shape: tuple[int, ...]) -> None:
 # ------------------------------------------------------------------------------- torch's machinery: ops, compile, func
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @in_both_layouts
 def test_opcheck_of_the_statistics(dtype: torch.dtype, layout: str) -> None:
@@ -732,6 +738,7 @@ def test_opcheck_of_the_statistics(dtype: torch.dtype, layout: str) -> None:
     torch.library.opcheck(ops.bn_lif_statistics, (LAYOUTS[layout](randn(2, 5, 4, dtype=dtype), 1), 1))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
 @pytest.mark.parametrize("rows", [2, 6], ids=["gain-rest", "all"])
 @in_both_layouts
@@ -750,6 +757,7 @@ def test_opcheck_of_the_lif_as_it_is_called_here(layout: str, rows: int, constan
     torch.library.opcheck(ops.bn_lif_correct, (y + 1, y, factors, 1 if constant else 2))
 
 
+@pytest.mark.few(6)
 @on_both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
 @in_both_layouts
@@ -796,6 +804,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
 @in_both_modes
 def test_compile(training: bool, options: dict) -> None:
@@ -923,7 +932,7 @@ def calls(draw: st.DrawFn) -> dict:
 
 
 @hypothesis.given(calls())
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=15 if on_gpu() else 100)
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=15 if kernel_helpers.sampled or on_gpu() else 100)
 def test_any_call_equals_the_reference(arguments: dict) -> None:
     for backend in BACKENDS[1:]:
         assert_same_but_for_crossings(backend, arguments)

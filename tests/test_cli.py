@@ -657,6 +657,7 @@ def test_real_images_alone(
     assert "mse" not in result
 
 
+@pytest.mark.slow
 def test_published_test_set_against_its_statistics(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The CUDA kernels, compiled as C++ and run on host memory (emulate/), against the reference: the kernel tests' grids
-of options, in a process of their own where `_esvae_kernels.cuda` is the emulated one."""
+of options, in a process of their own where `_esvae_kernels.cuda` is the emulated one. With `--all` they run all there,
+too, and under sanitizers."""
 
 from __future__ import annotations
 
@@ -10,14 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from sampling import takes_all
 
 TESTS = Path(__file__).parent
 # What tells one kernel from another: not what is the same for every backend, such as derivatives of derivatives.
 COMPARISONS = (
     "(equal or last_place or some_parameters or align_with_blocks or batch_norm_and_lif or every_half or alone or "
-    "delayed_reset or recorded or comparison_is_exact or thousand_steps or counter_is or formulas) "
-    "and not C17001"  # a block for each of so many channels takes long here
+    "delayed_reset or recorded or comparison_is_exact or thousand_steps or counter_is or formulas)"
 )
+FEW_COMPARISONS = "(equal_the_reference or equals_the_reference or batch_norm_and_lif or align_with_blocks)"
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="the emulator needs g++ and Linux"
 )
@@ -34,11 +36,15 @@ def run(*arguments: str, **environment: str) -> None:
     print(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("op", ["lif", "bn_lif", "poisson", "surrogate"])
-def test_kernels_equal_the_reference(op: str) -> None:
-    run(str(TESTS / f"test_{op}.py"), "-m", "not slow", "-k", COMPARISONS)
+def test_kernels_equal_the_reference(pytestconfig: pytest.Config) -> None:
+    files = [str(TESTS / f"test_{op}.py") for op in ("lif", "bn_lif", "poisson", "surrogate")]
+    everything = takes_all(pytestconfig)
+    chosen = COMPARISONS if everything else FEW_COMPARISONS
+    # A block for each of 17001 channels takes long here.
+    run(*files, "-m", "not slow", *["--all"] * everything, "-k", f"{chosen} and not C17001")
 
 
+@pytest.mark.slow
 def test_layouts_within_bounds() -> None:
     """Under AddressSanitizer and UndefinedBehaviorSanitizer: every access to a tensor, to a block's shared memory, and
     its alignment. Python is not built with them, so the runtime is preloaded, with libstdc++, or it does not find what

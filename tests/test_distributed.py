@@ -51,7 +51,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_is_what_one_process_does(alone: Path, processes: int) -> None:
     """Noise, losses, weights, statistics, metrics; tdBN, MMD and what the ranks exchange on their own."""
     done = torchrun(processes, WORKER, "checks", str(alone))
@@ -97,10 +97,11 @@ def assert_close(run: Run, other: Run) -> None:
     assert names == expected_names
 
 
+@pytest.mark.parametrize("then", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_dead_rank_ends_the_others_and_the_run_goes_on(
-    options: list[str], undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    then: int, options: list[str], undisturbed: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Two processes, one is killed; then four."""
+    """Two processes, one is killed; then another number."""
     start = ["train", "--out", str(tmp_path / "run"), "--checkpoint-minutes", "0", *options]
     done = torchrun(2, WORKER, "dying", "5", *start)
     ended = time.time()
@@ -111,12 +112,20 @@ def test_a_dead_rank_ends_the_others_and_the_run_goes_on(
     assert ended - run.latest().stat().st_mtime < 60
     assert len(list(run.events.iterdir())) == 1  # of one writer
 
-    done = torchrun(4, "-m", "esvae", "train", "--resume", "--out", str(run.folder), "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"{run.folder}: done") == 1
+    resume = ["train", "--resume", "--out", str(run.folder), "--quiet"]
+    if then == 1:
+        capfd.readouterr()
+        assert main(resume) == 0
+        said = capfd.readouterr().err
+    else:
+        done = torchrun(then, "-m", "esvae", *resume)
+        assert done.returncode == 0, done.stderr
+        said = done.stderr
+    assert said.count(f"{run.folder}: done") == 1
     assert_close(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_evaluate(undisturbed: Run, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluate", str(undisturbed.folder), "--json"]
     done = torchrun(2, "-m", "esvae", *arguments)
@@ -150,6 +159,7 @@ def test_a_gpu_for_each_process(
     assert line in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others() -> None:
     done = torchrun(2, WORKER, "silent")
     assert done.returncode != 0

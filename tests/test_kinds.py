@@ -27,6 +27,7 @@ from esvae.runs import Run
 from esvae_kernels.nn import BNLIF
 
 every = pytest.mark.parametrize("case", CASES)
+LIKE_OTHERS = ("fsvae", "esvae-learnt-pfa")  # what an interruption finds in them, it finds in others too
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def go(folder: Path, sets: dict[str, data.ImageSet], case: str, resume: bool = F
         return train.train(config_of(case), folder, sets=sets, resume=resume, checkpoint_minutes=0, progress=False)
 
 
-@every
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LIKE_OTHERS)) for case in CASES]
+)
 def test_interrupted_run_is_the_undisturbed_one(
     case: str, runs: dict[str, Run], sets: dict[str, data.ImageSet], tmp_path: Path
 ) -> None:

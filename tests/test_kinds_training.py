@@ -40,6 +40,7 @@ def test_the_loss_falls(case: str, tmp_path: Path, sets: dict[str, data.ImageSet
     assert len(moved) == len(list(start.parameters()))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_step_as_a_graph(case: str, tmp_path: Path, sets: dict[str, data.ImageSet]) -> None:
     """Recorded once and replayed: no operation waits for the device, and each step is the one that Python would do."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import kernel_helpers
 import numpy as np
 import pytest
 import torch
@@ -213,15 +214,14 @@ def test_a_rate_is_never_above_one(backend: str, dtype: torch.dtype) -> None:
 
 # ------------------------------------------------------------------------------- bits and gradients of the kernel
 
-SHAPES = list(itertools.product((1, 7, 16, 17, 63), (1, 1023, 4097), DTYPES.items(), RESETS))
+SHAPES = list(itertools.product((1, 7, 16, 17, 63), (1, 1023, 4097), DTYPES.values(), RESETS))
 
 
 @pytest.mark.parametrize(
-    ("index", "steps", "n", "dtype", "reset"),
-    [(i, t, n, d, r) for i, (t, n, (_, d), r) in enumerate(SHAPES)],
-    ids=[f"T{t}-N{n}-{key}-{r}" for t, n, (key, _), r in SHAPES],
+    ("steps", "n", "dtype", "reset"), SHAPES, ids=[f"T{t}-N{n}-{name(dtype)}-{r}" for t, n, dtype, r in SHAPES]
 )
-def test_equals_the_reference(index: int, steps: int, n: int, dtype: torch.dtype, reset: str) -> None:
+def test_equals_the_reference(steps: int, n: int, dtype: torch.dtype, reset: str) -> None:
+    index = SHAPES.index((steps, n, dtype, reset))
     options = RICH | {
         "reset": reset,
         "decay": (0.25, 0.3, 0.9)[index % 3],
@@ -236,12 +236,14 @@ CHOICES = list(
 
 
 @pytest.mark.parametrize(
-    ("index", "choice"),
-    list(enumerate(CHOICES)),
-    ids=["-".join(str(part) for part in choice if part) for choice in CHOICES],
+    ("reset", "strict", "detach", "readout", "constant", "state"),
+    CHOICES,
+    ids=["-".join(filter(None, choice)) for choice in CHOICES],
 )
-def test_options_equal_the_reference(index: int, choice: tuple) -> None:
-    reset, strict, detach, readout, constant, state = choice
+def test_options_equal_the_reference(
+    reset: str, strict: str, detach: str, readout: str | None, constant: str, state: str
+) -> None:
+    index = CHOICES.index((reset, strict, detach, readout, constant, state))
     steps, n = (17, 1023) if index % 2 else (33, 65)
     options = RICH | {
         "reset": reset,
@@ -265,13 +267,14 @@ RARE = [
 ]
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize(
-    ("index", "choice"),
-    list(enumerate(RARE)),
+    ("reset", "several", "synapse", "v_min"),
+    RARE,
     ids=["-".join(str(part) for part in choice if part) for choice in RARE],
 )
-def test_rare_options_equal_the_reference(index: int, choice: tuple) -> None:
-    reset, several, synapse, v_min = choice
+def test_rare_options_equal_the_reference(reset: str, several: str, synapse: str, v_min: float | str) -> None:
+    index = RARE.index((reset, several, synapse, v_min))
     draw = random.Random(index)
     for dtype in in_turn(DTYPES.values(), index):
         steps, inner = draw.choice((1, 15, 16, 17, 33, 49)), draw.choice(((1023,), (3, 5, 7), (2, 4, 3, 4)))
@@ -349,6 +352,7 @@ def test_a_fused_multiply_add_would_show(decay: float) -> None:
     assert (spikes != strict).any()
 
 
+@pytest.mark.few(16)
 @cpu_only("there are no vector widths on a GPU")
 @on_kernels
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
@@ -406,6 +410,7 @@ CHANNELS = {  # (T, N, C, *): one block and more, more channels than a block has
 }
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("case", CHANNELS)
@@ -421,6 +426,7 @@ def test_parameters_per_channel_equal_the_reference(case: str, layout: str, rese
         check_equal(x, v, i=i, surrogate=surrogate, **learnt, **options)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("count", [1, 5], ids=["one", "per-channel"])
 @pytest.mark.parametrize("argument", [*PARAMETERS, "gain-rest"])
@@ -520,7 +526,7 @@ def test_dtype_of_the_spikes(backend: str, out: torch.dtype, dtype: torch.dtype)
 properties = settings(
     derandomize=True,
     deadline=None,
-    max_examples=15 if on_gpu() else 150,  # a GPU's kernels are compiled for each example
+    max_examples=15 if kernel_helpers.sampled or on_gpu() else 150,  # a GPU's kernels are compiled for each example
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 seeds = st.integers(0, 2**31)
@@ -665,6 +671,7 @@ def by_definition(
     return tuple(o for o in reference.lif(x, v, i, torch.stack(rows), weights, p) if o is not None)
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
 @pytest.mark.parametrize("reset", RESETS)
 def test_backward_is_the_derivative_of_the_forward(reset: str, surrogate: Surrogate) -> None:
@@ -740,6 +747,7 @@ def test_gradgradcheck_through_time(reset: str, rare: dict, readout: str | None)
     )
 
 
+@pytest.mark.few(16)
 @on_both
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=name)
 @pytest.mark.parametrize("reset", RESETS)
@@ -1156,6 +1164,7 @@ RAW = {
 }  # fmt: skip
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("case", RAW)
 def test_opcheck(case: str) -> None:
     c = {"shape": (20, 6), "dtype": torch.float32, "constant": False, "reset": "hard"} | RAW[case]
@@ -1197,6 +1206,7 @@ def train(function: Callable, x: Tensor, v: Tensor, **learnt: Tensor) -> tuple[T
     return *(o.detach() for o in outputs), x.grad, v.grad, *(value.grad for value in learnt.values())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("readout", [None, "weights"], ids=str)
 @pytest.mark.parametrize("kind", ["all", "affine", "one"])
 def test_compile_with_tensors(kind: str, readout: str | None) -> None:
@@ -1217,6 +1227,7 @@ def test_compile_with_tensors(kind: str, readout: str | None) -> None:
         assert_all_same_bits(compiled(x, v, **learnt), layer(x, v, **learnt))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "options",
     [

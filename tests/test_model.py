@@ -88,6 +88,7 @@ def random_spikes(*shape: int) -> Tensor:
 # The whole network and each of its identities, against the literal one
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("preset_name", PRESET_NAMES)
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
 def test_training_step_is_the_literal_one(preset_name: str, channels: int, size: int) -> None:
@@ -160,6 +161,7 @@ def test_running_variance_of_a_repeated_input_counts_every_step() -> None:
     torch.testing.assert_close(repeated.running_var, unbiased)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("preset_name", PRESET_NAMES)
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
 def test_last_convolution_and_readout_commute(preset_name: str, channels: int, size: int) -> None:
@@ -209,6 +211,7 @@ def test_rate_readout_of_the_encoder(preset_name: str) -> None:
     close(layer.neurons.running_var, theirs.bn.running_var, "running variance")
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("preset_name", PRESET_NAMES)
 @pytest.mark.parametrize("index", range(9))
 def test_no_bias_in_front_of_tdbn(preset_name: str, index: int) -> None:

@@ -99,6 +99,7 @@ def test_is_the_same_when_it_is_trained_again(
     assert own_reference(*sets, Track()).weights == first.weights
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", ["pixel", "flip", "steps"])
 def test_other_images_or_settings_are_another_network(
     sets: tuple[data.ImageSet, data.ImageSet], change: str, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +129,7 @@ def turn_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [cut, turn_a_bit, Path.unlink], ids=["cut", "bit", "gone"])
 def test_a_damaged_one_is_trained_again(

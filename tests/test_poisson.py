@@ -296,6 +296,7 @@ def test_gradient_is_the_slope_at_rate_minus_u(surrogate: Surrogate, backend: st
     assert_gradients([gradient], [expected])
 
 
+@pytest.mark.few(8)
 @on_both
 @pytest.mark.parametrize("surrogate", SMOOTH, ids=name)
 def test_gradcheck(surrogate: Surrogate, backend: str) -> None:

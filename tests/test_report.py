@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from training_helpers import TINY, contents
 
-from esvae import ESVAE, data
+from esvae import ESVAE, data, train
 from esvae.cli import main
 from esvae.config import preset
 from esvae.errors import InputError
@@ -54,7 +54,8 @@ QUICKLY = {"classifier_epochs": 2, "images": SIZES["test"]}
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_statistics() -> Iterator[None]:
-    """tdBN takes over the statistics of each batch at once: after four steps at the usual momentum no neuron fires."""
+    """tdBN takes over the statistics of each batch at once: after four steps at the usual momentum no neuron fires. And
+    no learning curve is drawn, a quarter of the time of a training."""
 
     def quick(kind: type[Model]) -> type[Model]:
         class Quick(kind):
@@ -69,6 +70,7 @@ def quick_statistics() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, kind in list(MODELS.items()):
             patch.setitem(MODELS, name, quick(kind))
+        patch.setattr(train.figures, "learning_curve", lambda records, path: None)
         yield
 
 
@@ -307,6 +309,7 @@ def test_other_weights_are_measured(runs: dict[str, Path], tmp_path: Path, monke
         make("table3", [runs["vae"]], tmp_path / "two")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("damage", ["cut", "edited"])
 def test_a_damaged_result_is_measured_again(runs: dict[str, Path], tmp_path: Path, damage: str) -> None:
     make("table3", [runs["gan"]], tmp_path / "one")
@@ -453,6 +456,7 @@ def test_unfinished_run_is_a_row_of_its_own(runs: dict[str, Path], tmp_path: Pat
     assert set(table_rows(tmp_path / "out", "table3")) == {"ESVAE, preset best", "ESVAE, preset best, unfinished"}
 
 
+@pytest.mark.slow
 def test_names_tell_runs_apart(runs: dict[str, Path], images: str, tmp_path: Path) -> None:
     other = tmp_path / "wide"
     options = [*TINY, "--model.latent", "5"]
@@ -462,6 +466,7 @@ def test_names_tell_runs_apart(runs: dict[str, Path], images: str, tmp_path: Pat
     assert names == {"ESVAE, preset best, latent 4": 2, "ESVAE, preset best, latent 5": 1}
 
 
+@pytest.mark.slow
 def test_runs_of_other_data_or_of_one_seed_are_no_spread(runs: dict[str, Path], images: str, tmp_path: Path) -> None:
     """Both would be called training seeds; `--data` has runs of any data set measured on one."""
     copy = tmp_path / "copy"
@@ -483,6 +488,7 @@ def test_runs_of_other_data_or_of_one_seed_are_no_spread(runs: dict[str, Path], 
     }
 
 
+@pytest.mark.slow
 def test_changes_are_what_the_command_line_takes(images: str, tmp_path: Path) -> None:
     """Those of every type: a run that is trained by them is the same."""
     options = [*TINY, "--model.no-strict", "--model.detach-reset", "--train.time-steps", "", "--train.lr", "0.02"]
@@ -506,6 +512,7 @@ def test_what_a_network_measured_is_kept_without_it(runs: dict[str, Path], monke
     assert Results(Settings(), print).get(subject, "evaluate") == found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "change",
     [

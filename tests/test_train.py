@@ -128,6 +128,7 @@ def interrupt(folder: Path, sets: dict[str, data.ImageSet], owner: Any, name: st
             go(folder, sets)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("owner", "name", "count"),
     [

@@ -119,6 +119,7 @@ def check_case(case: dict, index: int) -> None:
     check(x, v, i, steps=steps if constant else None, **options)
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("case", GRID, ids=[str(k) for k in range(len(GRID))])
 def test_equals_the_reference(case: dict) -> None:
     check_case(case, GRID.index(case))
@@ -142,6 +143,7 @@ EXTENDED = pairwise(
 )
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("case", EXTENDED, ids=[str(k) for k in range(len(EXTENDED))])
 def test_synapse_counts_and_floor_equal_the_reference(case: dict) -> None:
     case, index = dict(case), EXTENDED.index(case)
@@ -158,6 +160,7 @@ def test_smooth_spikes_above_a_floor(reset: str) -> None:
     check(x, v, **(RICH | parameters(1) | {"reset": reset, "v_min": 0.5, "surrogate": Sigmoid(3.0, smooth=True)}))
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 @pytest.mark.parametrize("decay", [0.25, 0.3, 0.9])
@@ -175,6 +178,7 @@ def test_surrogates(surrogate: Surrogate) -> None:
         check(x, v, **options)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("out", [*DTYPES.values(), torch.uint8], ids=[*DTYPES, "u8"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_dtype_of_the_spikes(dtype: torch.dtype, out: torch.dtype) -> None:
@@ -197,6 +201,7 @@ CHANNELS = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("case", CHANNELS)
 def test_parameters_per_channel(case: str, layout: str) -> None:

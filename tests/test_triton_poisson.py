@@ -46,6 +46,7 @@ def both(rate: Tensor, steps: int, gradient: bool = False, **options) -> list[li
 CASES = list(product((1, 5, 8, 130), (1, 3, 4, 5, 17)))  # elements, steps; all else in turn
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"N3x{case[0]}-T{case[1]}")
 def test_spikes_equal_the_reference(case: tuple[int, int]) -> None:
     (elements, steps), index = case, CASES.index(case)
@@ -99,6 +100,7 @@ def test_splits_of_a_batch() -> None:
         assert_same_bits(part, whole[:, k])
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("index", range(len(SURROGATES)), ids=[name(s) for s in SURROGATES])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_surrogates_equal_the_reference(dtype: torch.dtype, index: int) -> None:
@@ -111,6 +113,7 @@ def test_surrogates_equal_the_reference(dtype: torch.dtype, index: int) -> None:
     assert expected[1].abs().max() > 0
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("surrogate", SMOOTH, ids=name)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=name)
 def test_smooth_spikes(dtype: torch.dtype, surrogate: Surrogate) -> None:
@@ -119,6 +122,7 @@ def test_smooth_spikes(dtype: torch.dtype, surrogate: Surrogate) -> None:
     assert_gradients(actual, expected)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("elements", [1, 5, 130])
 @pytest.mark.parametrize("steps", [1, 4, 17])
 def test_gradients_over_shapes(steps: int, elements: int) -> None:

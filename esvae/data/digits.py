@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from sklearn.datasets import load_digits
 
 from esvae.data.images import resize_all
 
@@ -15,13 +16,19 @@ def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
 
     Values 0..16 are scaled to 0..255, then resized bilinearly. `name` and `download` do not matter here.
     """
-    images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    images = np.rint(_loaded().images * (255 / 16)).astype(np.uint8)
     return resize_all(images[_rows(split)], size)
 
 
 def labels(name: str, split: str, download: bool) -> np.ndarray:
     """The digits' values, int64 (N)."""
-    return load_digits().target[_rows(split)].astype(np.int64)
+    return _loaded().target[_rows(split)].astype(np.int64)
+
+
+def _loaded() -> Any:
+    from sklearn.datasets import load_digits  # takes a second, which every command would wait
+
+    return load_digits()
 
 
 def _rows(split: str) -> slice:

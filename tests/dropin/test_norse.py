@@ -610,6 +610,7 @@ def test_state_dicts_are_theirs() -> None:
     assert repr(model) == repr(other)
 
 
+@pytest.mark.few(3)
 @on_ways
 @pytest.mark.parametrize("learn", [False, True], ids=["", "learnt"])
 def test_compile(make: Callable, way: str, learn: bool) -> None:
@@ -628,6 +629,7 @@ def test_compile(make: Callable, way: str, learn: bool) -> None:
     assert_same_gradients(gradients, expected_gradients, torch.float32)
 
 
+@pytest.mark.few(2)
 @on_layers
 def test_compile_from_the_initial_state(make: Callable) -> None:
     """Norse's `initial_state` is not to be traced, and is called between graphs: ours as theirs."""

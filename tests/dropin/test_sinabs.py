@@ -500,6 +500,7 @@ def test_state_dicts_are_theirs() -> None:
     assert (model[0].tau_mem, model[0].v_mem.mean()) == (3.0, 0.5)
 
 
+@pytest.mark.few(1)
 @on_synapses
 def test_compile(synapse: dict) -> None:
     """sinabs' layers, and so ours, are a break in the graph."""

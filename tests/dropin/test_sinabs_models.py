@@ -84,6 +84,7 @@ def data(number: int) -> tuple[Tensor, Tensor]:
     return real_images(BATCH, first=BATCH * (number % 2))
 
 
+@pytest.mark.few(1)
 @on_networks
 def test_the_same_losses(make: Callable[[int], nn.Module]) -> None:
     """Closely at first; then single spikes at a threshold make a difference that training does not feel. The optimiser

@@ -485,6 +485,7 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mechanism", ["subtract", "zero"])

@@ -483,6 +483,7 @@ def test_state_dicts_are_theirs() -> None:
     assert repr(model) == repr(other)
 
 
+@pytest.mark.few(2)
 @on_nodes
 @on_modes
 def test_compile(make: Callable, mode: str) -> None:

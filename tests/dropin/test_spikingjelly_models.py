@@ -49,6 +49,7 @@ def losses(model: nn.Module, dtype: torch.dtype, steps: int = STEPS) -> list[flo
     return [train_step(model, optimiser, *batches[k % len(batches)], TIME) for k in range(steps)]
 
 
+@pytest.mark.few(2)
 @on_models
 def test_the_same_losses_in_fp64(make: Callable[[], nn.Module]) -> None:
     theirs, ours = pair(make, torch.float64)
@@ -59,6 +60,7 @@ def test_the_same_losses_in_fp64(make: Callable[[], nn.Module]) -> None:
         assert_near(q.double(), p.double(), 1e-7)
 
 
+@pytest.mark.few(2)
 @on_models
 def test_the_same_losses_in_fp32(make: Callable[[], nn.Module]) -> None:
     """Closely at first; then single spikes at the threshold make a difference that training does not feel."""
@@ -68,6 +70,7 @@ def test_the_same_losses_in_fp32(make: Callable[[], nn.Module]) -> None:
     assert found == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.few(2)
 @on_models
 def test_evaluation(make: Callable[[], nn.Module]) -> None:
     theirs, ours = pair(make, torch.float64)
