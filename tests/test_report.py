@@ -419,7 +419,7 @@ def test_data_that_are_gone(runs: dict[str, Path], tmp_path: Path) -> None:
         (["table1"], "RUN"),
         (["table1", "nowhere"], "nowhere: no such folder"),
         (["table3", "RUN", "--images", "0"], "images: got 0, accepted is at least 1"),
-        (["table4", "RUN", "--classifier-epochs", "0"], "classifier_epochs: got 0"),
+        (["table4", "RUN", "--classifier-epochs", "0"], "--classifier-epochs: got 0"),
         (["table3", "RUN", "--out", "RUN/config.json"], "config.json"),
     ],
     ids=["what", "no-run", "nowhere", "images", "epochs", "out"],
