@@ -8,13 +8,14 @@ OWN_VENV := norse sinabs
 SIDE_BY_SIDE = -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc esvae esvae_kernels -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install demo test test-all peers bench soak gpu wheel check-install lint sanitize sanitize-address sanitize-thread clean
+.PHONY: help install info demo test test-all peers bench soak gpu wheel check-install lint sanitize sanitize-address sanitize-thread clean
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
 	@echo "make demo   install, draw images with the trained model that comes along, write grids"
 	@echo "make test   install, test every part, with a sample of the combinations of options (JOBS=2: in so many processes)"
 	@echo "make test-all   every test, with every combination: thrice as long"
+	@echo "make info   what runs here, and why the rest does not"
 	@echo "make peers  install SpikingJelly, snnTorch, Norse and sinabs too: to compare with them, to test the drop-in layers"
 	@echo "make bench  install, compare speeds"
 	@echo "make soak   trainings killed at random instants, a million damaged files: an hour"
@@ -36,11 +37,13 @@ install: .venv/.installed
 demo: install
 	$(BIN)/esvae demo
 
+info: install
+	$(BIN)/esvae info
+
 test test-all: export OMP_WAIT_POLICY = passive
 test test-all: TESTS = $(SIDE_BY_SIDE) --durations=15
 test-all: TESTS += --all
 test test-all: install
-	$(BIN)/python -c 'import esvae_kernels as k; assert "cpu" in k.available_backends(), "the cpu backend is missing"'
 	$(BIN)/pytest $(TESTS)
 	TRITON_INTERPRET=1 $(BIN)/pytest $(TESTS) tests/test_triton_*.py
 	@set -e; for library in $(OWN_VENV); do ! test -x .venv-$$library/bin/python || \

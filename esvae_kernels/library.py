@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def differentiate(
     create_graph: bool = False,
 ) -> list[Optional]:
     """The gradients of <cotangents, function(*inputs)> in each input, zeros where nothing flows; None stays None."""
-    with torch.enable_grad():
+    with _recording():
         inputs = [_leaf(t) for t in inputs]
         pairs = [
             (out, c) for out, c in zip(function(*inputs), cotangents, strict=True) if out is not None and c is not None
@@ -61,12 +62,24 @@ def differentiate_twice(
 ) -> tuple[list[Optional], list[Optional]]:
     """The gradients of <seconds, differentiate(function, inputs, cotangents)> in the inputs and in the cotangents."""
     again = torch.is_grad_enabled()  # a third derivative may be wanted
-    with torch.enable_grad():
+    with _recording():
         inputs, cotangents = [_leaf(t) for t in inputs], [_leaf(t) for t in cotangents]
         first = differentiate(function, inputs, cotangents, create_graph=True)
         pairs = [(f, s) for f, s in zip(first, seconds, strict=True) if f is not None and s is not None]
         both = _gradients(pairs, [*inputs, *cotangents], again)
     return both[: len(inputs)], both[len(inputs) :]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd records in the block, also where a compiled graph has turned off its dispatch keys: it would record
+    nothing there, and all gradients would be zeros."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 def _leaf(tensor: Optional) -> Optional:

@@ -9,6 +9,7 @@ with a part of the CPU in the place of the GPU: see stand_in.py.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ import pytest
 import torch
 from stand_in import StandIn
 
-from esvae_kernels import available_backends, use_backend
+from esvae_kernels import available_backends, native, use_backend
 
 pytest_plugins = ["sampling"]
 
@@ -35,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     kernel_helpers.sampled = not takes_all(config)
     device = config.getoption("--device")
     if device == "cpu":
+        if (
+            native.module is None and os.environ.get("ESVAE_BACKEND") != "reference"
+        ):  # or fewer tests would look like all
+            raise pytest.UsageError(
+                f"{native.why_missing}; ESVAE_BACKEND=reference runs what needs no compiled kernels"
+            )
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device: got cuda, but torch sees no GPU")

@@ -28,7 +28,7 @@ from esvae_kernels.surrogate import (
 )
 
 DEVICE = torch.device("cpu")  # what tensors are made on; `run_on` changes it before any test is imported
-BACKENDS = ["reference", "cpu"]  # those of DEVICE
+BACKENDS = ["reference", "cpu"] if native.module else ["reference"]  # those of DEVICE
 KERNELS = native.module.isas() if native.module else []  # the vector widths of the cpu backend; on a GPU the backends
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SURROGATES = [
@@ -70,6 +70,9 @@ def on_gpu() -> bool:
 def cpu_only(reason: str) -> pytest.MarkDecorator:
     """For tests of what only the CPU's kernels have, or of what is the same on any device."""
     return pytest.mark.skipif(on_gpu(), reason=reason)
+
+
+needs_compiled = pytest.mark.skipif(native.module is None, reason="there are no compiled kernels here")
 
 
 def in_turn(values: Iterable[Value], index: int) -> list[Value]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_helpers import BACKENDS, cpu_only, one_line
+from kernel_helpers import BACKENDS, cpu_only, needs_compiled, one_line
 
 from esvae_kernels import available_backends, backends, lif, native, poisson, tune_allocator, use_backend
 from esvae_kernels.ops.lif import native as lif_native
@@ -17,7 +17,7 @@ from esvae_kernels.ops.lif import reference as lif_reference
 from esvae_kernels.ops.poisson import native as poisson_native
 from esvae_kernels.ops.poisson import reference as poisson_reference
 
-pytestmark = cpu_only("of a GPU's backends are the tests in test_gpu.py")
+pytestmark = [needs_compiled, cpu_only("of a GPU's backends are the tests in test_gpu.py")]
 CPU = torch.device("cpu")
 MISSING = "the compiled module is missing (no such module)"
 

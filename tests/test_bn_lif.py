@@ -28,6 +28,7 @@ from kernel_helpers import (
     cpu_only,
     in_turn,
     name,
+    needs_compiled,
     neuron,
     on_gpu,
     one_line,
@@ -444,6 +445,7 @@ def test_statistics_of_floats_whose_squares_overflow(backend: str) -> None:
     torch.testing.assert_close((variance, mean), torch.var_mean(y.double(), [0, 1], correction=0), rtol=1e-12, atol=0)
 
 
+@needs_compiled
 @cpu_only("it sets the number of CPU threads")
 @pytest.mark.usefixtures("threads")
 @in_both_layouts
@@ -640,6 +642,7 @@ def peak(function: Callable[[], object]) -> int:
     return max(itertools.accumulate(change for _, change in sorted(changes)))
 
 
+@needs_compiled
 def test_nothing_of_the_size_of_y_is_allocated_but_the_spikes() -> None:
     arguments = call((8, 4, 16, 16, 16), dtype=torch.float32, start=False)
     y, slack = arguments["y"].requires_grad_(), 2**16  # statistics and potentials: a small part of y's 512 KiB
@@ -804,6 +807,7 @@ COMPILED = {
 }
 
 
+@needs_compiled
 @pytest.mark.few(4)
 @pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
 @in_both_modes

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_helpers import one_line_error
+from kernel_helpers import needs_compiled
 from metric_helpers import Small
 from PIL import Image
 from training_helpers import TINY, contents, full_disk, image_folder
@@ -69,6 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return folder
 
 
+@needs_compiled
 def test_without_the_compiled_kernels_one_line_warns(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_helpers import needs_compiled
 from model_helpers import random_images
 from recording import Recording
 from torch import Tensor
@@ -114,6 +115,7 @@ def trainer(tmp_path: Path, in_graph: bool, optimizer: str) -> train.Trainer:
     return made
 
 
+@needs_compiled
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_training_step_is_replayed(tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, their average, statistics and metrics after six steps, of which a recording did the last three."""

@@ -34,6 +34,7 @@ from kernel_helpers import (
     in_turn,
     name,
     near_threshold,
+    needs_compiled,
     neuron,
     on_gpu,
     one_line,
@@ -575,6 +576,7 @@ def calls(draw: st.DrawFn) -> dict:
     return call
 
 
+@needs_compiled
 @properties
 @given(calls(), st.sampled_from(KERNELS))
 def test_any_call_equals_the_reference(call: dict, kernel: str) -> None:
@@ -1066,6 +1068,7 @@ def test_lazily_negated_inputs() -> None:
 # ---------------------------------------------------------------------------------------------------- concurrency
 
 
+@needs_compiled
 @cpu_only("it sets the number of CPU threads")
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
@@ -1195,6 +1198,25 @@ def test_opcheck(case: str) -> None:
     for wanted in ((True, v is not None, i is not None, weighted, bits), (False, False, False, weighted, bits)):
         arguments = (x, v, i, learnt, weights, saved, *cotangents, None, *wanted, *p)
         torch.library.opcheck(ops.lif_bwd, arguments)
+
+
+@cpu_only("the reference is the same on any device")
+def test_the_reference_differentiates_within_a_compiled_graph() -> None:
+    """Such a graph runs with autograd's dispatch keys turned off, and what it differentiates within was all zeros."""
+    torch._dynamo.reset()
+    x, v = randn(20, 6), randn(6, seed=1)
+    p = neuron(steps=20, **RICH)
+    with use_backend("reference"):
+        out, last, _, _, saved = ops.lif_fwd(x, v, None, None, None, True, *p)
+
+        def backward(x: Tensor, v: Tensor, saved: Tensor, out: Tensor, last: Tensor) -> tuple[Tensor, ...]:
+            wanted = (True, True, False, False, 0)
+            return ops.lif_bwd(x, v, None, None, None, saved, out, last, None, None, None, *wanted, *p)
+
+        expected = backward(x, v, saved, out, last)
+        assert expected[0].count_nonzero() > 0
+        actual = torch.compile(backward, backend="aot_eager")(x, v, saved, out, last)
+    assert_all_same_bits(actual, expected)
 
 
 def train(function: Callable, x: Tensor, v: Tensor, **learnt: Tensor) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from kernel_helpers import (
     assert_same_bits,
     cpu_only,
     name,
+    needs_compiled,
     on_gpu,
     one_line,
     randn,
@@ -65,6 +66,7 @@ KNOWN = {  # the known-answer vectors that the Random123 library publishes for p
 }
 
 
+@needs_compiled
 @pytest.mark.parametrize("vector", KNOWN)
 def test_philox_known_answers(vector: str) -> None:
     counter, key, expected = KNOWN[vector]
@@ -73,11 +75,13 @@ def test_philox_known_answers(vector: str) -> None:
     assert [word.item() for word in words] == expected
 
 
+@needs_compiled
 def test_philox_wants_four_and_two_words() -> None:
     one_line(lambda: native.module.philox([0] * 3, [0] * 2), ValueError, "philox: ")
     one_line(lambda: native.module.philox([0] * 4, [0] * 3), ValueError, "philox: ")
 
 
+@needs_compiled
 @on_both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 @pytest.mark.parametrize("seed", SEEDS)
@@ -337,6 +341,7 @@ def test_second_derivatives_through_another_dtype(backend: str) -> None:
     torch.testing.assert_close(twice(actual), twice(expected), rtol=1e-5, atol=1e-6)  # of fp32 gradients
 
 
+@needs_compiled
 @cpu_only("it sets the number of CPU threads")
 @pytest.mark.usefixtures("threads")
 def test_deterministic_for_any_thread_count() -> None:
