@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt constraints.txt $(shell find c
 .NOTPARALLEL: # pip builds in build/, one module at a time
 
 help:
-	@echo "make demo   install, draw images with the trained model that comes along, write grids"
+	@echo "make demo   install, draw images with the shipped model, write grids"
 	@echo "make test   install, test every part, with a sample of the combinations of options (JOBS=2: in so many processes)"
 	@echo "make test-all   every test, with every combination: thrice as long"
 	@echo "make info   what runs here, and why the rest does not"

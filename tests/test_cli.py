@@ -721,7 +721,7 @@ def test_demo_goes_on_or_takes_another_folder(tmp_path: Path) -> None:
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without any data set the model that comes along draws images and reconstructs those that come along with it."""
+    """Without any data set the shipped model draws images, and reconstructs those that ship with it."""
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("a data set was asked for"))
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "samples.png").write_text("of one's own")

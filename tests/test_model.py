@@ -972,7 +972,7 @@ def test_a_folder_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained(name)
-    assert_one_line(error, f"{name}: no such folder, model that comes along, or repository")
+    assert_one_line(error, f"{name}: no such folder, shipped model or repository")
     assert "a run's folder, fashion-mnist, or OWNER/NAME on the hub" in str(error.value)
 
 
@@ -988,7 +988,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     monkeypatch.setattr(base, "hf_hub_url", url)
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained("someone/unknown", cache_dir=tmp_path)
-    assert_one_line(error, "someone/unknown: no such folder, model that comes along, or repository: ")
+    assert_one_line(error, "someone/unknown: no such folder, shipped model or repository: ")
     assert capfd.readouterr() == ("", "")
 
 

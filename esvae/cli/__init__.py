@@ -15,7 +15,7 @@ from ..errors import InputError, TellsRankZero
 from ..extras import PACKAGE, MissingExtra, installed, needed
 
 COMMANDS = {  # in the order of the overview
-    "demo": "draw images from the trained model that comes along, or train a small one on digits; needs no data",
+    "demo": "draw images from the shipped model, or train a small one on digits; needs no data",
     "train": "train on a data set, or go on with an interrupted training",
     "generate": "draw images from a trained model",
     "reconstruct": "show test images beside their reconstructions",
@@ -37,7 +37,7 @@ The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
 
 `esvae COMMAND --help` explains every option; `esvae --version` prints the version.
 
-  esvae generate fashion-mnist --n 64 --out samples.png       the model that comes along
+  esvae generate fashion-mnist --n 64 --out samples.png       the shipped model
   esvae train --preset best --data fashion-mnist --out runs/fashion
   esvae evaluate runs/fashion --json
 

@@ -47,7 +47,7 @@ class Generate:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model."""
     n: int = 64
     """How many images."""
     out: Path = Path("samples.png")
@@ -76,7 +76,7 @@ class Reconstruct:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model."""
     data: str | None = None
     """A data set as for `esvae train`; by default the run's."""
     n: int = 32
@@ -111,7 +111,7 @@ class Evaluate:
     """
 
     run: Annotated[Path | None, tyro.conf.arg(metavar="RUN"), tyro.conf.Positional] = None
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model."""
     real: str | None = None
     """Instead of a model: the distances of this data set's real images alone, as a yardstick and a check."""
     own_features: bool = False
@@ -155,7 +155,7 @@ class Robustness:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along;
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model;
     of a kind with latent spikes."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
@@ -190,7 +190,7 @@ class Classify:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along;
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model;
     of a kind with an encoder."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
@@ -226,7 +226,7 @@ class Energy:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model."""
     json: bool = False
     """Print one JSON object, and nothing else, on stdout."""
     n: int | None = None
@@ -298,7 +298,7 @@ class Export:
     """
 
     run: tyro.conf.Positional[RunFolder]
-    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, which comes along."""
+    """A run's folder, any folder with model.safetensors and config.json, or `fashion-mnist`, the shipped model."""
     part: Literal["encoder", "decoder"] = "encoder"
     """`encoder`: from the image, at every time step, to the latent spikes, whose mean over time is the rate. `decoder`:
     from latent spikes to potentials; the image is tanh of the last ones."""
@@ -353,7 +353,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Demo:
-    """Draw images from the trained model that comes along, `fashion-mnist`, reconstruct the test images that come along
+    """Draw images from the shipped model, `fashion-mnist`, reconstruct the test images that ship
     with it, and print what was measured: seconds. Needs no data.
 
     With --train instead: train on the handwritten digits that ship with scikit-learn, for about four minutes on two

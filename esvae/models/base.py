@@ -142,7 +142,7 @@ class Model(
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", name):
             known = ", ".join(pretrained.names())
             raise InputError(
-                f"{name}: no such folder, model that comes along, or repository; accepted are a folder with {WEIGHTS}"
+                f"{name}: no such folder, shipped model or repository; accepted are a folder with {WEIGHTS}"
                 f" and {CONFIG}, a run's folder, {known}, or OWNER/NAME on the hub"
             )
         _require_hub(name, **{key: arguments[key] for key in _OF_THE_HUB if key in arguments})
@@ -202,7 +202,7 @@ def _require_hub(
 
 def _not_there(name: str, error: Exception) -> InputError:
     why = " ".join(str(error).split())[:200]
-    return InputError(f"{name}: no such folder, model that comes along, or repository: {why}")
+    return InputError(f"{name}: no such folder, shipped model or repository: {why}")
 
 
 def drawn_if_none(seed: int | Tensor | None) -> int | Tensor:
