@@ -67,13 +67,27 @@ def _cast(cast: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _whole_numbers(patch: Callable[..., None]) -> Callable[..., None]:
+    """`_patch_lang_tensor` whose tensors of one element are integers to `range`; numpy 2.4 refuses Triton 3.6's way."""
+
+    def call(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    return call
+
+
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend `triton` under the interpreter, with what that lacks."""
     from triton.language.extra import libdevice
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder
 
     from esvae_kernels import tiles
+
+    if triton.__version__.startswith("3.6."):
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", _whole_numbers(interpreter._patch_lang_tensor))
 
     monkeypatch.setattr(tiles, "launch", _launch)
     monkeypatch.setattr(libdevice, "atan", _elementwise(np.arctan))
