@@ -1,8 +1,8 @@
 """Two GPUs in Python, of which tensors are on the second and the first is current: finds what is launched, recorded or
 waited for on the current GPU where it should be that of the tensors.
 
-`TwoGpus` takes the place of what `torch.cuda` has of devices, streams and graphs. `OnSecond` has every tensor of the CPU
-say that it is on `cuda:1`, and lets our ops see it so too.
+`TwoGpus` takes the place of what `torch.cuda` has of devices, streams and graphs. `OnSecond` has every tensor of the
+CPU say that it is on `cuda:1`, and lets our ops see it so too.
 """
 
 from __future__ import annotations
