@@ -11,6 +11,7 @@ from torch import Tensor
 from two_gpus import SECOND, OnSecond, TwoGpus
 
 from esvae.graph import WARM, Replay
+from esvae.train import resolve_precision
 from esvae_kernels import backends, bn_lif, lif, native, poisson, use_backend
 
 
@@ -76,6 +77,12 @@ def test_a_capture_that_fails_is_told_and_done_again(gpus: TwoGpus, raised: type
         assert replay.graph is None or k > WARM
         assert replay(torch.full((3,), float(k))).tolist() == [2.0 * k] * 3
     assert replay.graph is not None
+
+
+def test_precision_is_that_of_the_gpu_that_trains(gpus: TwoGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpus.current == SECOND.index)
+    assert resolve_precision("auto", SECOND) == "bf16"
+    assert resolve_precision("auto", torch.device("cuda")) == "fp32"
 
 
 # ------------------------------------------------------------------------------------------------------------ kernels
