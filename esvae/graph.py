@@ -18,22 +18,31 @@ class Replay:
     is in memory and is changed in place; that a number which changes from call to call is an input tensor; and that it
     never waits for the GPU. The results of a replay are overwritten by the next call.
 
-    Inputs of other shapes start anew. Where the first input is not on a GPU, the function is called as it is; where it
-    is, the others are brought there.
+    Inputs of other shapes or on another GPU start anew, and so does the call after a capture that failed. Where the
+    first input is not on a GPU, the function is called as it is; where it is, the others are brought there, and that
+    GPU is the current one for the function.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.inputs: list[Tensor] = []
         self.calls = 0
+        self.stream: Any = None  # one for warm-up and capture: each stream keeps the memory of its activations
         self.graph: Any = None
         self.results: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
         if not inputs[0].is_cuda:
             return self.function(*inputs)
+        with torch.cuda.device(inputs[0].device):  # else a capture is of another GPU, and empty
+            return self._call(inputs)
+
+    def _call(self, inputs: Sequence[Tensor]) -> Any:
+        device = inputs[0].device
+        if self.stream is None or self.stream.device != device:
+            self.stream, self.inputs = torch.cuda.Stream(device), []
         if _shapes(inputs) != _shapes(self.inputs):
-            self.inputs = [i.to(inputs[0].device, copy=True) for i in inputs]
+            self.inputs = [i.to(device, copy=True) for i in inputs]
             self.calls, self.graph, self.results = 0, None, None
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given, non_blocking=True)
@@ -41,20 +50,28 @@ class Replay:
         if self.calls <= WARM:
             return self._warm()
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):  # records, and runs nothing
-                self.results = self.function(*self.inputs)
+            self._capture()
         self.graph.replay()
         return self.results
 
     def _warm(self) -> Any:
-        """In a stream of its own, as a capture has to be prepared."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Not in the current stream, as a capture has to be prepared."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
             results = self.function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(self.stream)
         return results
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):  # records, and runs nothing
+                results = self.function(*self.inputs)
+        except BaseException:
+            self.calls = 0
+            raise
+        self.graph, self.results = graph, results
 
 
 def _shapes(tensors: Sequence[Tensor]) -> list[tuple]:
