@@ -20,6 +20,7 @@ FEW = 12  # sets of parameters that are run in any case
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run slow tests too, and every set of parameters")
+    parser.addoption("--part", metavar="K/N", help="of what would run, the K-th of N parts: for N processes at once")
 
 
 def takes_all(config: pytest.Config) -> bool:
@@ -66,8 +67,14 @@ def _key(value: Any) -> Hashable:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the items to run, in their order. What `-k` and `-m` select has been selected before."""
-    if takes_all(config):
-        return
+    if not takes_all(config):
+        _sample(config, items)
+    if part := config.getoption("--part"):
+        k, n = map(int, part.split("/"))
+        _keep(config, items, set(parts(items, n)[k - 1]))
+
+
+def _sample(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow_wanted = "slow" in config.getoption("markexpr")
     of_function: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -77,8 +84,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for several in of_function.values():
         kept.update(_few(several))
     config.stash[_COUNTS] = len(kept), len(items)
+    _keep(config, items, kept)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: set[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def parts(items: Iterable[pytest.Item], n: int) -> list[list[pytest.Item]]:
+    """The items in n parts of about as many; those of a function stay together, as they share compiled kernels."""
+    functions: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        functions[item.nodeid.partition("[")[0]].append(item)
+    found: list[list[pytest.Item]] = [[] for _ in range(n)]
+    for several in sorted(functions.values(), key=len, reverse=True):
+        min(found, key=len).extend(several)
+    return found
 
 
 def _few(items: list[pytest.Item]) -> Iterable[pytest.Item]:
