@@ -29,13 +29,17 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from sampling import COMPARISONS
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "gpu"
 CUDA = Path("/usr/local/cuda/bin")  # where CMake looks too
 OPS = ("lif", "bn_lif", "poisson")
 KERNEL_TESTS = [f"tests/test_{name}.py" for name in (*OPS, "surrogate", "kernels_nn")]
+WITH_TRITON = ("--sets", "2", "-m", "not slow", "-k", COMPARISONS)  # of the kernel tests: under 400 different kernels
 RESULTS = ("summary.json", "ops.json", "model.json", "results.md")
 RESULTS += ("build.log", "bench.log", "tests.log", "sanitize.log")
 PARTS = ("bench", "model", "tests", "sanitize")
@@ -62,6 +66,8 @@ class Step:
         except subprocess.TimeoutExpired:
             self.result = "FAILED, out of time"
             self.end()
+        with suppress(ProcessLookupError):  # what it left running, such as processes that compile
+            os.killpg(self.process.pid, signal.SIGKILL)
         if self.result.endswith(" 5"):  # pytest's, where nothing was left to run
             reasons = re.findall(r"^SKIPPED \[\d+\] \S+: (.*)", self.text(), re.MULTILINE)
             self.result = f"skipped: {reasons[-1]}" if reasons else self.result
@@ -173,11 +179,18 @@ def build(run: Run) -> None:
         return
     shutil.rmtree(BUILD / "package", ignore_errors=True)
     pip = ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    capability = "import torch; print('%d%d-real' % torch.cuda.get_device_capability())"
-    found = subprocess.run(run.python("-c", capability), capture_output=True, text=True).stdout.strip()
     # For this GPU alone: a third of the time that every architecture takes.
-    only = {"CUDAARCHS": found} if found and "CUDAARCHS" not in os.environ else {}
+    only = {} if "CUDAARCHS" in os.environ else architecture()
     run.steps("build", {"build": run.python(*pip, "-v", "--target", str(BUILD / "package"), ".")}, 0.5, **only)
+
+
+def architecture() -> dict[str, str]:
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"CUDAARCHS": ";".join(sorted({f"{one.replace('.', '')}-real" for one in found}))} if found else {}
 
 
 def describe(run: Run) -> None:
@@ -229,17 +242,20 @@ def tables(run: Run) -> None:
 
 
 def tests(run: Run) -> None:
+    """Processes side by side: Triton compiles a kernel for a second, on one core. Those of the backend `cuda` are
+    compiled already, so that it has the larger sample of the tests."""
     before = run.compiled()
+    parts = {"triton": max(1, min(8, (os.cpu_count() or 1) - 3)), "cuda": 2}
+    chosen = {"triton": WITH_TRITON, "cuda": ("-m", "not slow")}
     if run.dry:  # some of each file: they all run on the CPU anyway
-        chosen = ["-k", "by_hand or by_definition or compute_the_formulas and f32 or li_is_a_loop or one_input_alone"]
-        workers = 2
-    else:
-        chosen = ["-m", "not slow"]
-        workers = max(1, min(8, (os.cpu_count() or 1) - 1))
-    commands = {
-        f"kernel tests {k + 1} of {workers}": run.kernel_tests("--part", f"{k + 1}/{workers}", *chosen, *KERNEL_TESTS)
-        for k in range(workers)
-    }
+        some = "by_hand or by_definition or compute_the_formulas and f32 or li_is_a_loop or one_input_alone"
+        parts, chosen = {"cpu": 2}, {"cpu": ("-k", some)}
+    commands = {}
+    for backend, n in parts.items():
+        others = [f"--without={name}" for name in parts if name != backend]
+        for k in range(n if backend not in run.without else 0):
+            command = run.pytest(*others, "--part", f"{k + 1}/{n}", *chosen[backend], *KERNEL_TESTS)
+            commands[f"kernel tests, {backend} {k + 1} of {n}"] = command
     run.steps("tests", commands, 0.5, OMP_NUM_THREADS="1")
     run.summary["triton kernels"] = {"there before": before, "compiled by the kernel tests": run.compiled() - before}
     print(f"==== Triton kernels compiled by the kernel tests: {run.compiled() - before}, there before: {before}")

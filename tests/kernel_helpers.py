@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvae_kernels import lif, native, use_backend
+from esvae_kernels import backends, lif, native, use_backend
 from esvae_kernels.ops.lif import reference
 from esvae_kernels.surrogate import (
     ATan,
@@ -60,6 +60,7 @@ def run_on(device: str, without: Sequence[str] = ()) -> None:
     if DEVICE.type == "cuda":
         DEVICE = torch.device("cuda", torch.cuda.current_device())
         KERNELS[:] = [name for name in ("triton", "cuda") if name not in without]
+        backends._ORDER["cuda"] = (*KERNELS, "reference")  # also where a test forces none
         BACKENDS[:] = ["reference", *KERNELS]
 
 

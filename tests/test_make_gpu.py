@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
-import gpu
 import pytest
 import sanitize_cuda
 from sampling import parts
 
 ROOT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("make_gpu", ROOT / "tests" / "gpu.py")  # bench/ has a gpu.py too
+gpu = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(gpu)
 ALLOWED = ["torch", "triton", "numpy", "pytest", "pytest-benchmark", "hypothesis", "scipy", "scikit-learn"]
 ALLOWED += ["pybind11", "cmake", "ninja", "setuptools", "pip"]
 OWN = "esvae"
@@ -78,6 +81,22 @@ def bare(tmp_path: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
 
+MISSING = r"this needs .*: pip install 'esvae\[model\]'"
+
+
+def test_everything_is_found_on_a_bare_machine(bare: dict[str, str]) -> None:
+    """Every test and benchmark that `make gpu` runs is imported there, or says what it needs."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--device", "cpu:0", "-p", "no:cacheprovider"]
+    for paths in ([*gpu.KERNEL_TESTS, "tests/test_gpu.py"], ["bench"]):
+        done = subprocess.run([*command, *paths], cwd=ROOT, env=bare, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "bench/bench_lif.py::" in done.stdout
+    assert re.findall(r"^SKIPPED \[\d+\] bench/(\w+).py:\d+: (.*)", done.stdout, re.MULTILINE)[0][0] == "bench_model"
+    assert re.search(rf"bench_model.py:\d+: {MISSING}", done.stdout)
+    assert "bench_images" not in done.stdout
+
+
+@pytest.mark.slow
 def test_a_bare_machine_measures(bare: dict[str, str], tmp_path: Path) -> None:
     """The dry run, without the packages of any extra: each part passes, or says why it does not run."""
     out = tmp_path / "out"
@@ -91,7 +110,7 @@ def test_a_bare_machine_measures(bare: dict[str, str], tmp_path: Path) -> None:
         "build": "skipped: a dry run takes what is installed",
         "bench model": results["bench model"],
     }, report
-    assert re.fullmatch(r"skipped: this needs .*: pip install 'esvae\[model\]'", results["bench model"])
+    assert re.fullmatch(f"skipped: {MISSING}", results["bench model"])
     assert [name for name in results if name.startswith("bench ")] == [f"bench {op}" for op in (*gpu.OPS, "model")]
     assert sorted(path.name for path in out.iterdir()) == sorted(set(gpu.RESULTS) - {"model.json"})
     ops = json.loads((out / "ops.json").read_text())
@@ -187,3 +206,18 @@ def test_parts_hold_every_test_once_and_functions_whole() -> None:
     functions = [{item.nodeid.partition("[")[0] for item in part} for part in found]
     assert sum(map(len, functions)) == len(set().union(*functions)) == 10
     assert max(map(len, found)) - min(map(len, found)) <= 5
+
+
+@pytest.mark.slow
+def test_few_kernels_of_triton_are_compiled() -> None:
+    """By the kernel tests on a GPU; counted without one, where two tests cannot run that ask torch for its GPU."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    *options, names = gpu.WITH_TRITON
+    names += " and not nothing_of_the_size_of_y and not test_generators"
+    command = [sys.executable, "-m", "pytest", "-p", "emulate.launches", "-q", "-p", "no:cacheprovider"]
+    command += [*options, names, *gpu.KERNEL_TESTS]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    (count,) = re.findall(r"^(\d+) different Triton kernels$", done.stdout, re.MULTILINE)
+    assert 200 < int(count) <= 400
