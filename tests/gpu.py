@@ -334,7 +334,7 @@ def main() -> None:
     ended = {name: step["result"] for name, step in run.summary["steps"].items()}
     print(f"\n==== {run.summary['seconds']:.0f} s in all; results in {run.out}")
     for name, result in ended.items():
-        print(f"{name:20}{result}")
+        print(f"{name:28}{result}")
     sys.exit(any("FAILED" in result for result in ended.values()))
 
 
