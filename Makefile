@@ -73,10 +73,12 @@ soak: install
 	$(BIN)/python tests/soak_kill.py --trials $(or $(KILLS),50)
 	$(BIN)/python tests/soak_fuzz.py --cases $(or $(CASES),1000000)
 
-# No venv, no download: PYTHON has torch, Triton, pytest, hypothesis, scipy, scikit-learn, pybind11, cmake and ninja.
-# DRY=1: where there is no GPU, the same on the CPU at tiny sizes.
+# No venv, no download: what PYTHON has to have, and OUT and TIME_LIMIT, are in `python tests/gpu.py --help`.
+# DRY=1: where there is no GPU, the same on the CPU at tiny sizes. ONLY=bench, model, tests or sanitize: that part alone.
+gpu: export OUT := $(OUT)
+gpu: export TIME_LIMIT := $(TIME_LIMIT)
 gpu:
-	$(PYTHON) tests/gpu.py $(if $(DRY),--dry-run)
+	$(PYTHON) tests/gpu.py $(if $(DRY),--dry-run) $(if $(ONLY),--only $(ONLY))
 
 # No download either: PYTHON has torch, Triton and the extra `model`. DATA_DIR: the folder of the data, PRESET=paper: the
 # other preset, TIME_LIMIT: seconds for everything, OUT: what it leaves, and goes on with. ARGS: options of `esvae train`.

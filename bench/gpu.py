@@ -1,6 +1,6 @@
 """Benchmarks on a GPU: timing by events on its stream, what is recorded of the machine, and the table.
 
-`python bench/gpu.py results/h100/gpu.json` prints the table of a file that `pytest bench/ --device cuda --json` wrote.
+`python bench/gpu.py ops.json` prints the table of a file that `pytest bench/ --device cuda --json` wrote.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import datetime
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -58,11 +57,6 @@ def machine(device: torch.device) -> dict[str, str]:
         "spikingjelly_runs": _spikingjelly(device) if gpu else "",
         "date": datetime.date.today().isoformat(),
     }
-
-
-def slug(name: str) -> str:
-    """A folder's name: `NVIDIA H100 80GB HBM3` is `nvidia-h100-80gb-hbm3`."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _version(library: str) -> str:
@@ -183,7 +177,9 @@ class Results:
     def write(self) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.contents(), indent=1))
+            partial = self.path.with_suffix(".partial")  # a run may be stopped while it writes
+            partial.write_text(json.dumps(self.contents(), indent=1))
+            partial.replace(self.path)
 
 
 # ---------------------------------------------------------------------------------------------------------- table

@@ -28,6 +28,9 @@ pytest_plugins = ["sampling"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     with suppress(ValueError):  # bench/conftest.py has it too, where both are run
         parser.addoption("--device", default="cpu", choices=("cpu", "cuda", "cpu:0"), help="what tensors are made on")
+    parser.addoption(
+        "--without", action="append", default=[], choices=("triton", "cuda"), help="a backend that is not there"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device: got cuda, but torch sees no GPU")
-    kernel_helpers.run_on(device)
+    kernel_helpers.run_on(device, config.getoption("--without"))
     missing = set(kernel_helpers.BACKENDS) - set(available_backends())
     if missing:  # to skip would look like success
         raise pytest.UsageError(

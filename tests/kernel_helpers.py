@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvae_kernels import lif, native, use_backend
+from esvae_kernels import backends, lif, native, use_backend
 from esvae_kernels.ops.lif import reference
 from esvae_kernels.surrogate import (
     ATan,
@@ -53,13 +53,14 @@ Value = TypeVar("Value")
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
-def run_on(device: str) -> None:
+def run_on(device: str, without: Sequence[str] = ()) -> None:
     """Called once, before tests are imported: they then make their tensors on `device`, "cpu" or "cuda"."""
     global DEVICE
     DEVICE = torch.device(device)
     if DEVICE.type == "cuda":
         DEVICE = torch.device("cuda", torch.cuda.current_device())
-        KERNELS[:] = ["triton", "cuda"]
+        KERNELS[:] = [name for name in ("triton", "cuda") if name not in without]
+        backends._ORDER["cuda"] = (*KERNELS, "reference")  # also where a test forces none
         BACKENDS[:] = ["reference", *KERNELS]
 
 

@@ -16,10 +16,17 @@ from typing import Any
 import pytest
 
 FEW = 12  # sets of parameters that are run in any case
+# What tells one kernel from another: not what is the same for every backend, such as derivatives of derivatives.
+COMPARISONS = (
+    "(equal or last_place or some_parameters or align_with_blocks or batch_norm_and_lif or every_half or alone or "
+    "delayed_reset or recorded or comparison_is_exact or thousand_steps or counter_is or formulas)"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run slow tests too, and every set of parameters")
+    parser.addoption("--sets", type=int, help="of every test so many sets of parameters at most, not on the reference")
+    parser.addoption("--part", metavar="K/N", help="of what would run, the K-th of N parts: for N processes at once")
 
 
 def takes_all(config: pytest.Config) -> bool:
@@ -66,8 +73,14 @@ def _key(value: Any) -> Hashable:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the items to run, in their order. What `-k` and `-m` select has been selected before."""
-    if takes_all(config):
-        return
+    if not takes_all(config):
+        _sample(config, items)
+    if part := config.getoption("--part"):
+        k, n = map(int, part.split("/"))
+        _keep(config, items, set(parts(items, n)[k - 1]))
+
+
+def _sample(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow_wanted = "slow" in config.getoption("markexpr")
     of_function: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -75,10 +88,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             of_function[item.nodeid.partition("[")[0]].append(item)
     kept: set[pytest.Item] = set()
     for several in of_function.values():
-        kept.update(_few(several))
+        kept.update(_at_most(several, most) if (most := config.getoption("--sets")) else _few(several))
     config.stash[_COUNTS] = len(kept), len(items)
+    _keep(config, items, kept)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: set[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def parts(items: Iterable[pytest.Item], n: int) -> list[list[pytest.Item]]:
+    """The items in n parts of about as many; those of a function stay together, as they share compiled kernels."""
+    functions: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        functions[item.nodeid.partition("[")[0]].append(item)
+    found: list[list[pytest.Item]] = [[] for _ in range(n)]
+    for several in sorted(functions.values(), key=len, reverse=True):
+        min(found, key=len).extend(several)
+    return found
 
 
 def _few(items: list[pytest.Item]) -> Iterable[pytest.Item]:
@@ -87,6 +115,20 @@ def _few(items: list[pytest.Item]) -> Iterable[pytest.Item]:
         return items
     rows = [item.callspec.params for item in items]  # type: ignore[attr-defined]
     return [items[k] for k in sample(rows, [item.nodeid for item in items], *(mark.args if mark else ()))]
+
+
+def _at_most(items: list[pytest.Item], most: int) -> list[pytest.Item]:
+    """For Triton on a GPU, which compiles for about a second of nearly each set."""
+    items = [item for item in items if not _on_the_reference(item)] or items
+    if len(items) <= most:
+        return items
+    rows = [item.callspec.params for item in items]  # type: ignore[attr-defined]
+    return [items[k] for k in sample(rows, [item.nodeid for item in items], most)]
+
+
+def _on_the_reference(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return any(isinstance(value, str) and value == "reference" for value in params.values())
 
 
 _COUNTS = pytest.StashKey[tuple[int, int]]()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from torch import Tensor
 from esvae_kernels import bn_lif, lif, poisson, use_backend
 from esvae_kernels.surrogate import SURROGATES
 
-RESETS, READOUTS, RECORDS = ("hard", "soft", "none", "delayed"), (None, "rate", "weights"), (None, "membrane")
+RESETS = ("hard", "soft", "none", "delayed", "at_once")
+READOUTS, RECORDS = (None, "rate", "weights"), (None, "membrane")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 SHAPES = ((20, 33), (17, 3, 7), (35, 2, 5, 3, 3), (4, 2, 8, 4, 4), (3, 1, 130), (1, 2, 3, 5))
 NUMBERS = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
@@ -27,13 +29,15 @@ Call = Callable[[], None]
 
 
 def calls() -> Iterator[Call]:
-    """All combinations of what selects code; dtype, shape, layout, parameters and surrogate take turns."""
+    """All combinations of what selects code; dtype, shape, layout, parameters, surrogate, synapse, v_min and spikes
+    that are counted take turns."""
     classes = list(SURROGATES.values())
     grid = itertools.product(RESETS, READOUTS, RECORDS, (False, True), ("numbers", "affine", "all"))
     for index, (reset, readout, record, constant, parameters) in enumerate(grid):
         shape, dtype = SHAPES[index % len(SHAPES)], DTYPES[index // 2 % len(DTYPES)]
         options = {"reset": reset, "record": record, "strict": index % 5 == 0, "detach_reset": index % 3 == 0}
         options["surrogate"] = replace(classes[index % len(classes)](), smooth=index % 7 == 0)
+        options |= rare(index, reset, parameters, options["surrogate"].smooth)
         layout = index % 4 == 0
         yield lambda a=(shape, dtype, constant, layout, readout, parameters), o=options: call_lif(*a, **o)
         if len(shape) > 2 and parameters != "affine":
@@ -42,6 +46,20 @@ def calls() -> Iterator[Call]:
         yield lambda i=index, s=cls, d=dtype, o=out: call_poisson(i, s(), d, o)
     for dtype in DTYPES:
         yield lambda d=dtype: call_uint8(d)
+
+
+def rare(index: int, reset: str, parameters: str, smooth: bool) -> dict:
+    """Of the options that a kernel of their own is compiled for: none in a quarter of the calls, else some by lot,
+    which falls the same each time. A synapse comes per channel where all parameters do."""
+    lot = random.Random(index)
+    if lot.random() < 0.25:
+        return {}
+    options: dict = {"v_min": -0.3} if lot.random() < 0.5 else {}
+    if lot.random() < 0.5:
+        options["synapse"] = "all" if parameters == "all" else 0.6
+    if lot.random() < 0.6 and reset in ("hard", "soft", "none") and not smooth:
+        options |= {"several": True, "strict": False, "detach_reset": True}
+    return options
 
 
 def tensor(*shape: int, dtype: torch.dtype, last: bool = False, channel: int = 2) -> Tensor:
@@ -70,9 +88,11 @@ def call_lif(shape, dtype, constant: bool, last: bool, readout: str | None, para
     x, v, steps = current(shape, dtype, constant, last)
     channels = shape[2] if len(shape) > 2 else 1
     names = {"numbers": (), "affine": ("gain", "rest"), "all": tuple(NUMBERS)}[parameters]
+    if options.get("synapse") == "all":
+        names = (*names, "synapse")
     learnt = {name: tensor(channels, dtype=torch.float32) for name in names}
     weights = read_out(readout, shape[0])
-    outputs = lif(x, v, readout=weights, **(NUMBERS | learnt), **steps, **options)
+    outputs = lif(x, v, readout=weights, **(NUMBERS | steps | options | learnt))
     extra = [weights] if isinstance(weights, Tensor) else []
     differentiate(outputs, x, v, *learnt.values(), *extra)
 
@@ -81,6 +101,7 @@ def call_bn_lif(shape, dtype, constant: bool, last: bool, readout: str | None, t
     y, v, steps = current(shape, dtype, constant, last)
     weight, bias, decay = (tensor(shape[2], dtype=torch.float32) for _ in range(3))
     running = {"running_mean": torch.zeros(shape[2]), "running_var": torch.ones(shape[2])}
+    options = {name: value for name, value in options.items() if name not in ("synapse", "v_min", "several")}
     options |= steps | running | {"v": v, "training": training, "readout": read_out(readout, shape[0])}
     differentiate(bn_lif(y, weight, bias, decay=decay, threshold=0.4, **options), y, v, weight, bias, decay)
 
@@ -101,9 +122,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--seconds", type=float, default=40.0, help="begin no further call after so long")
+    parser.add_argument("--calls", type=int, help="so many of them, a part of everything; by default all")
     a = parser.parse_args()
     torch.set_default_device(a.device)
     todo, done, start = list(calls()), 0, time.monotonic()
+    if a.calls:
+        todo = todo[:: -(-len(todo) // a.calls)]
     with use_backend(a.backend):
         for call in todo[::7] + [c for k, c in enumerate(todo) if k % 7]:  # a part of everything first
             if time.monotonic() - start > a.seconds:

@@ -936,7 +936,12 @@ def calls(draw: st.DrawFn) -> dict:
 
 
 @hypothesis.given(calls())
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=15 if kernel_helpers.sampled or on_gpu() else 100)
+@hypothesis.settings(
+    derandomize=True,
+    deadline=None,
+    # A GPU's kernels are compiled for each example, four of them.
+    max_examples=4 if on_gpu() else 15 if kernel_helpers.sampled else 100,
+)
 def test_any_call_equals_the_reference(arguments: dict) -> None:
     for backend in BACKENDS[1:]:
         assert_same_but_for_crossings(backend, arguments)

@@ -11,14 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sampling import takes_all
+from sampling import COMPARISONS, takes_all
 
 TESTS = Path(__file__).parent
-# What tells one kernel from another: not what is the same for every backend, such as derivatives of derivatives.
-COMPARISONS = (
-    "(equal or last_place or some_parameters or align_with_blocks or batch_norm_and_lif or every_half or alone or "
-    "delayed_reset or recorded or comparison_is_exact or thousand_steps or counter_is or formulas)"
-)
 FEW_COMPARISONS = "(equal_the_reference or equals_the_reference or batch_norm_and_lif or align_with_blocks)"
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="the emulator needs g++ and Linux"

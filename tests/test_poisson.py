@@ -18,6 +18,7 @@ from kernel_helpers import (
     assert_gradients,
     assert_same_bits,
     cpu_only,
+    in_turn,
     name,
     needs_compiled,
     on_gpu,
@@ -222,7 +223,8 @@ def test_aligned_tensors_beyond_the_cache(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("spikes_dtype", DTYPES.values(), ids=lambda d: "to-" + name(d))
 def test_spikes_of_another_dtype_equal_the_reference(spikes_dtype: torch.dtype, dtype: torch.dtype) -> None:
     rate = rates(3, 349, dtype=dtype)
-    for surrogate in (Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(smooth=True)):
+    turn = sum(map(list(DTYPES.values()).index, (spikes_dtype, dtype)))
+    for surrogate in in_turn((Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(smooth=True)), turn):
         check_equal(rate, 6, seed=3, surrogate=surrogate, dtype=spikes_dtype)
     spikes, gradient = run(BACKENDS[-1], rate, 6, seed=3, dtype=spikes_dtype)
     assert (spikes.dtype, gradient.dtype) == (spikes_dtype, dtype)
