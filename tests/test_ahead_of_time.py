@@ -7,14 +7,12 @@ each op in fp32, for sm_90 alone.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
 import os
 import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,39 +22,17 @@ import torch
 from sampling import takes_all
 
 import esvae_kernels as ek
-from esvae_kernels import backends, layout
-from esvae_kernels.ops.bn_lif import op as bn_lif_op
-from esvae_kernels.ops.lif import op as lif_op
-from esvae_kernels.ops.poisson import op as poisson_op
+from esvae_kernels import layout
 from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+from launches import Launch, compiled, cuobjdump, recording  # noqa: E402
+
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter is on: nothing is compiled")
 
 NVIDIA = [("cuda", arch, 32) for arch in (80, 90, 100)]
 AMD = [("hip", arch, 64) for arch in ("gfx90a", "gfx942")]
-
-
-REPLACED = {  # the raw ops by what they run on a device; of meta tensors torch would ask for the shapes alone
-    lif_op: {"lif_fwd": lif_op._lif, "lif_bwd": lif_op._lif_backward},
-    bn_lif_op: {
-        "lif_fwd": lif_op._lif,
-        "lif_bwd": lif_op._lif_backward,
-        "bn_lif_statistics": bn_lif_op._statistics,
-        "bn_lif_correct": bn_lif_op._correct,
-    },
-    poisson_op: {"poisson_fwd": poisson_op._poisson, "poisson_bwd": poisson_op._poisson_backward},
-}
-
-
-class Launch(NamedTuple):
-    """One launch of a kernel, in what can be pickled: arguments by name, options, and the types of tensors."""
-
-    module: str
-    kernel: str
-    constants: tuple[tuple[str, Any], ...]
-    types: tuple[tuple[str, str], ...]
-    options: tuple[tuple[str, Any], ...]
 
 
 class Compiled(NamedTuple):
@@ -67,69 +43,14 @@ class Compiled(NamedTuple):
     fused: int  # fused multiply-adds
 
 
-@contextlib.contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """What the ops launch on meta tensors, in place of launching it."""
-    launches: list[Launch] = []
-
-    def record(kernel: Any, *_: object, grid: tuple, warmup: bool, **given: object) -> None:
-        names = [p.name for p in kernel.params]
-        assert given.keys() >= set(names), f"{kernel.__name__}: {set(names) - given.keys()} are missing"
-        constants, types = {}, {}
-        for p in kernel.params:
-            value = given[p.name]
-            if isinstance(value, torch.Tensor):
-                assert value.is_meta, f"{kernel.__name__}: {p.name} is on {value.device}, not that of the inputs"
-                dtype = str(value.dtype).removeprefix("torch.")
-                types[p.name] = "*" + triton.runtime.jit.type_canonicalisation_dict[dtype]
-            elif p.is_constexpr or value is None:
-                constants[p.name] = value
-            else:
-                assert p.annotation_type, f"{kernel.__name__}: {p.name} would be compiled anew for other numbers"
-                assert p.do_not_specialize, f"{kernel.__name__}: {p.name} would be specialised"
-                types[p.name] = p.annotation_type
-        options = {name: value for name, value in given.items() if name not in names}
-        fn = kernel.fn
-        launches.append(Launch(fn.__module__, fn.__name__, *(tuple(d.items()) for d in (constants, types, options))))
-
-    with pytest.MonkeyPatch.context() as patch, ek.use_backend("triton"):
-        patch.setattr(triton.runtime.jit.JITFunction, "run", record)
-        patch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
-        patch.setitem(backends._BACKENDS, "triton", backends._BACKENDS["triton"]._replace(why_not=lambda device: None))
-        for module, functions in REPLACED.items():
-            for name, function in functions.items():
-                patch.setattr(module, name, function)
-        yield launches
-
-
 def compile_for(launch: Launch, target: tuple) -> Compiled:
     """In a process of its own, as a rule."""
-    import importlib
-
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    constants, types = dict(launch.constants), dict(launch.types)
-    signature = {p.name: types.get(p.name, "constexpr") for p in kernel.params}
-    # Of a launch Triton knows that the addresses are multiples of 16: torch's allocator aligns to 512.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t.startswith("*")}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = dict(launch.options)
-    if target[0] == "hip":  # what `tiles.launch` says there
-        options["num_warps"] //= 2
-        options.pop("maxnreg", None)
-    binary = triton.compile(source, target=GPUTarget(*target), options=options)
-    return _nvidia(binary.asm) if target[0] == "cuda" else _amd(binary.asm)
+    asm = compiled(launch, target)
+    return _nvidia(asm) if target[0] == "cuda" else _amd(asm)
 
 
 def _nvidia(asm: dict[str, Any]) -> Compiled:
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        command = [tools / "cuobjdump", "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = cuobjdump(asm["cubin"], "--dump-resource-usage")
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     accesses = re.findall(r"(?:ld|st)\.global\S*?((?:\.v\d)?)\.[bfsu](\d+)", asm["ptx"])
     sizes = [int(vector[2:] or 1) * int(width) // 8 for vector, width in accesses]
