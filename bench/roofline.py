@@ -206,10 +206,10 @@ def walks(launch: Launch) -> list[Walk]:
     if kernel == "_lif_forward":
         return [Walk(constants["GROUP"], ("x",), ("out",), STEPS / constants["GROUP"])]
     if kernel == "_lif_backward":
-        span, group, by_x = constants["SPAN"], constants["GROUP"], constants["KIND"].WANTED & GAIN
+        span, ahead, by_x = constants["SPAN"], constants["AHEAD"], constants["KIND"].WANTED & GAIN
         spans = Walk(span, ("x", "dout", *(("x",) if by_x else ())), ("dx",), STEPS / span)
         again = sum(first % CHUNK for first in range(0, STEPS, span))
-        return [spans] + ([Walk(group, ("x",), (), again / group)] if again else [])
+        return [spans] + ([Walk(ahead, ("x",), (), again / ahead)] if again else [])
     if kernel == "_bn_moments":
         return [Walk(AHEAD, ("y",), (), STEPS / AHEAD)]
     if kernel == "_bn_correct":
@@ -229,6 +229,7 @@ class Row(NamedTuple):
     registers: int
     warps: int
     bytes: int
+    accessed: float  # bytes too, counting as often as they are loaded those that are so again, perhaps from a cache
     shares: dict[str, float]
 
 
@@ -280,8 +281,9 @@ def row_of(launch: Launch, name: str, dtype: str, arch: int, chip: Chip) -> Row:
     registers = int(re.search(r"REG:(\d+)", cuobjdump(cubin, "--dump-resource-usage"))[1])
     first, types = walks(launch)[0], dict(launch.types)
     size = sum(BYTES[types[name]] for name in {*first.loads, *first.stores})  # each once, however often it is read
+    accessed = sum(BYTES[types[n]] * w.steps * w.times / STEPS for w in walks(launch) for n in w.loads + w.stores)
     warps = warps_of(registers, dict(launch.options)["num_warps"])
-    return Row(name, dtype, arch, counts.total(), registers, warps, size, shares(counts, size, chip))
+    return Row(name, dtype, arch, counts.total(), registers, warps, size, accessed, shares(counts, size, chip))
 
 
 def launches(dtype: torch.dtype, surrogate: Surrogate) -> dict[str, Launch]:
@@ -331,10 +333,17 @@ def head(chips: dict[int, Chip], surrogate: str) -> str:
 
 def table(rows: Iterable[Row]) -> str:
     names = ("issue", "ALU", "FMA", "FP64", "XU")
-    cells = [("kernel", "dtype", "sm", "instructions", "registers", "warps", "bytes", *names)]
-    cells.append(("---", "---") + ("---:",) * 10)
+    cells = [("kernel", "dtype", "sm", "instructions", "registers", "warps", "bytes", "accessed", *names)]
+    cells.append(("---", "---") + ("---:",) * 11)
     for r in rows:
-        figures = (f"{r.instructions:.1f}", r.registers, r.warps, r.bytes, *(f"{r.shares[n]:.0%}" for n in names))
+        figures = (
+            f"{r.instructions:.1f}",
+            r.registers,
+            r.warps,
+            r.bytes,
+            f"{r.accessed:g}",
+            *(f"{r.shares[n]:.0%}" for n in names),
+        )
         cells.append((r.kernel, r.dtype, r.arch, *figures))
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
 

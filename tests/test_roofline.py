@@ -90,7 +90,7 @@ def test_a_kernel_that_is_compiled(tmp_path: Path, capsys: pytest.CaptureFixture
     rows = [line for line in printed.splitlines() if line.startswith("| lif forward | fp32 | 90 |")]
     assert len(rows) == 1
     found = json.loads(path.read_text())["rows"][0]
-    assert found["bytes"] == 8
+    assert found["bytes"] == found["accessed"] == 8
     assert 4 < found["instructions"] < 40
     assert found["shares"]["FP64"] == 0 < found["shares"]["issue"]
     roofline.main([*options, "--bandwidth", "9.6"])
