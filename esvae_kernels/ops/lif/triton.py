@@ -24,8 +24,10 @@ from .reference import AFFINE, CHUNK, PARAMETERS, Neuron, Wanted, state_dtype
 _WARPS = 4
 _THREADS = 32 * _WARPS
 _GROUP = 4  # time steps whose loads are under way at once
-_REGISTERS = 168  # a thread of the backward: three programs on a multiprocessor of 65536
-_MANY_REGISTERS = 208  # where that does not do. Without a limit the assembler may spill to fit a program more
+_AHEAD = 8  # of those that the backward walks forward: loads of 8 bytes in bf16
+# A thread of the backward: four programs on a multiprocessor of 65536 registers, three where more is kept, or two.
+# Without a limit the assembler may spill to fit a program more.
+_FEW_REGISTERS, _REGISTERS, _MANY_REGISTERS = 128, 168, 208
 _HARD, _SOFT, _DELAYED, _AT_ONCE = (tl.constexpr(k) for k in (0, 1, 3, 4))  # of reference.RESETS
 _RATE, _WEIGHTS = tl.constexpr(1), tl.constexpr(2)  # of reference.READOUTS
 _DECAY, _GAIN, _REST, _THRESHOLD, _V_RESET, _SYNAPSE = (tl.constexpr(1 << k) for k in range(6))  # bits of `WANTED`
@@ -293,16 +295,21 @@ def _lif_forward(
 
 
 @triton.jit
-def _walk(n, x, v, i, first, here, KIND: tl.constexpr, GROUP: tl.constexpr):
-    """The membrane potentials of a group of steps from v and i on, the potentials before each, and v and i after
-    them."""
-    xs, ms, vs = _load_group(x, first, here, KIND.CONSTANT, GROUP), (), ()
-    for k in tl.static_range(GROUP):
-        c, i = _filter(n, i, xs[k].to(v.dtype), KIND)
-        m = _membrane(n, v, c, KIND)
-        ms += (m,)
-        vs += (v,)
-        v = _reset(n, m, _fire(n, m, KIND), v, KIND)
+def _walk(n, x, v, i, first, here, KIND: tl.constexpr, AHEAD: tl.constexpr, GROUP: tl.constexpr):
+    """The membrane potentials of AHEAD steps from v and i on, the potentials before each, and v and i after them. Rows
+    are loaded all at once, and walked in groups, so that a short sequence has few steps to walk that do not exist."""
+    xs, ms, vs, zero = _load_group(x, first, here, KIND.CONSTANT, AHEAD), (), (), tl.zeros_like(v)
+    for g in tl.static_range(AHEAD // GROUP):
+        of_group, befores = (zero,) * GROUP, (zero,) * GROUP
+        if first + g * GROUP < here.steps:
+            of_group, befores = (), ()
+            for k in tl.static_range(GROUP):
+                c, i = _filter(n, i, xs[g * GROUP + k].to(v.dtype), KIND)
+                m = _membrane(n, v, c, KIND)
+                of_group += (m,)
+                befores += (v,)
+                v = _reset(n, m, _fire(n, m, KIND), v, KIND)
+        ms, vs = ms + of_group, vs + befores
     return ms, vs, v, i
 
 
@@ -441,7 +448,7 @@ def _lif_backward(
     decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
     synapse: tl.float64, v_min: tl.float64, center: tl.float64, shape: tl.float64, scale: tl.float64,
     CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
-    KIND: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr,
+    KIND: tl.constexpr, SPAN: tl.constexpr, AHEAD: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = saved.dtype.element_ty
     here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
@@ -463,13 +470,13 @@ def _lif_backward(
         chunk = first // _CHUNK
         v = _start(v0, saved, 0, chunk, here, R)
         i = _start(i0, saved, (steps - 1) // _CHUNK, chunk, here, R) if KIND.SYNAPTIC else zero
-        for t in range(chunk * _CHUNK, first, GROUP):
-            _, _, v, i = _walk(n, x, v, i, t, here, KIND, GROUP)
+        for t in range(chunk * _CHUNK, first, AHEAD):
+            _, _, v, i = _walk(n, x, v, i, t, here, KIND, AHEAD, GROUP)
         start, membranes, befores = v, (), ()
-        for g in tl.static_range(SPAN // GROUP):
-            ms, vs = (zero,) * GROUP, (zero,) * GROUP
-            if first + g * GROUP < steps:
-                ms, vs, v, i = _walk(n, x, v, i, first + g * GROUP, here, KIND, GROUP)
+        for g in tl.static_range(SPAN // AHEAD):
+            ms, vs = (zero,) * AHEAD, (zero,) * AHEAD
+            if first + g * AHEAD < steps:
+                ms, vs, v, i = _walk(n, x, v, i, first + g * AHEAD, here, KIND, AHEAD, GROUP)
             membranes, befores = membranes + ms, befores + vs
         for g in tl.static_range(SPAN // BACK - 1, -1, -1):
             if first + g * BACK < steps:
@@ -605,10 +612,13 @@ def lif_backward(
     if not x.numel():
         return dparameters, dweights
     dout, dmembrane = inputs["dout"], inputs["dmembrane"]
-    per_thread, state = _per_thread(x, None if p.readout else dout, dmembrane), state_dtype(x.dtype).itemsize
+    state = state_dtype(x.dtype).itemsize
+    # At most 16 bytes of potentials: those of 16 steps fit in the registers. With the 8 neurons of 16 bytes in bf16
+    # those of 8 do, and half of x is walked twice: 42.2 instructions per element and step of bn_lif in place of 39.5.
+    per_thread = min(_per_thread(x, None if p.readout else dout, dmembrane), 16 // state)
     many = rows == len(PARAMETERS) and bool(wanted.parameters)  # five or six sums over time, in as many registers
-    if many:
-        per_thread = min(per_thread, 4) if state == 4 else 1
+    if many and state == 8:
+        per_thread = 1
     layout, arguments = _common(x, v, i, parameters, weights, channels_last, per_thread, wanted.parameters, p)
     parameter_sums = layout.partial_sums(rows, x) if wanted.parameters else None
     weight_sums = x.new_empty((*layout.grid, p.steps), dtype=torch.float64) if wanted.weights else None
@@ -627,10 +637,13 @@ def lif_backward(
         "di0": outputs["di0"] if wanted.i else None,
         "dparameters": parameter_sums,
         "dweights": weight_sums,
+        "AHEAD": _AHEAD,
         "SPAN": CHUNK if kept <= 16 * _THREADS else CHUNK // 2,
         "BACK": 2 if wanted.parameters or dmembrane is not None else 4,
     }
-    registers = _MANY_REGISTERS if many or wanted.weights or state == 8 else _REGISTERS
+    registers = _REGISTERS if wanted.parameters or p.several else _FEW_REGISTERS  # a division takes some as well
+    if many or wanted.weights or state == 8:
+        registers = _MANY_REGISTERS
     tiles.launch(_lif_backward, layout.grid, num_warps=_WARPS, maxnreg=registers, **arguments)
     if parameter_sums is not None:
         dparameters = layout.finish(parameter_sums)
