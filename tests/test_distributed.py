@@ -97,7 +97,8 @@ def assert_close(run: Run, other: Run) -> None:
     assert names == expected_names
 
 
-@pytest.mark.parametrize("then", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [1, 4])
 def test_a_dead_rank_ends_the_others_and_the_run_goes_on(
     then: int, options: list[str], undisturbed: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

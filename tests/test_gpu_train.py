@@ -34,6 +34,7 @@ def training(out: Path, time_limit: float) -> gpu_train.Training:
     return gpu_train.Training(argparse.Namespace(**options))
 
 
+@pytest.mark.slow
 def test_it_stops_behind_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is new, where there is one already; it would go on for ever."""
     monkeypatch.setattr(gpu_train, "SHIFT", 60)

@@ -84,6 +84,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 MISSING = r"this needs .*: pip install 'esvae\[model\]'"
 
 
+@pytest.mark.slow
 def test_everything_is_found_on_a_bare_machine(bare: dict[str, str]) -> None:
     """Every test and benchmark that `make gpu` runs is imported there, or says what it needs."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--device", "cpu:0", "-p", "no:cacheprovider"]
@@ -132,6 +133,7 @@ def test_the_build_needs_no_more() -> None:
     assert needed <= set(ALLOWED)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended_and_its_log_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setattr(gpu, "BUILD", tmp_path)
