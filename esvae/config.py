@@ -228,6 +228,12 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def changes(self) -> list[tuple[str, str, Any]]:
+        """(part, name, value) of each option of model and training that is not the preset's."""
+        asked, usual = self.to_dict(), preset(self.preset, self.data).to_dict()
+        parts = ("model", "train")
+        return [(p, name, value) for p in parts for name, value in asked[p].items() if value != usual[p][name]]
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`; anything unknown or of a wrong type is an InputError."""
@@ -235,6 +241,14 @@ class Config:
             parts = {"model": ModelConfig, "train": TrainConfig}
             values = values | {name: build(part, values.get(name), name) for name, part in parts.items()}
         return build(cls, values, "config")
+
+
+def option(part: str, name: str, value: Any) -> list[str]:
+    """The words that give an option to `esvae train`."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{part}.{name}" if value else f"--{part}.no-{name}"]
+    return [f"--{part}.{name}", str(value)]
 
 
 def build(cls: type, values: object, name: str):

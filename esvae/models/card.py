@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from ..config import Config, preset
+from ..config import Config, option
 
 PAPER = "https://arxiv.org/abs/2310.14839"
 KINDS = {
@@ -62,16 +62,7 @@ The package `esvae` is under the MIT licence. These weights are under the one th
 def command(config: Config) -> str:
     """The command line that trains with this config: preset, data, and each option that is not the preset's."""
     words = ["esvae", "train", "--preset", config.preset, "--data", config.data]
-    asked, start = config.to_dict(), preset(config.preset, config.data).to_dict()
-    for part in ("model", "train"):
-        for name, value in asked[part].items():
-            if value == start[part][name]:
-                continue
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{part}.{option}" if value else f"--{part}.no-{option}")
-            else:
-                words += [f"--{part}.{option}", str(value)]
+    words += [word for change in config.changes() for word in option(*change)]
     return shlex.join([*words, "--out", "runs/again"])
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from .. import pretrained
 from ..checkpoint import read_json
 from ..classify import EPOCHS
-from ..config import PRESETS, Config, preset
+from ..config import PRESETS, Config, option
 from ..data import ImageSet
 from ..data.places import cache_dir
 from ..errors import InputError
@@ -95,12 +95,10 @@ class Subject:
         """The preset and what was changed of it, with or without the seed, as given to `esvae train` in a shell."""
         if self.config is None or self.config.preset not in PRESETS:
             return ""
-        found, usual = self.config.to_dict(), preset(self.config.preset, self.config.data).to_dict()
         changes = [
-            _flag(part, name, found[part][name])
-            for part in ("model", "train")
-            for name in usual[part]
-            if name != "channels" and (seed or name != "seed") and found[part][name] != usual[part][name]
+            shlex.join(option(part, name, value))
+            for part, name, value in self.config.changes()
+            if name != "channels" and (seed or name != "seed")
         ]
         return " ".join([f"--preset {self.config.preset}", *changes])
 
@@ -134,12 +132,6 @@ class Subject:
     def comes_along(self) -> bool:
         """With the package."""
         return pretrained.find(self.folder) is not None
-
-
-def _flag(part: str, name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"--{part}.{'' if value else 'no-'}{name.replace('_', '-')}"
-    return f"--{part}.{name.replace('_', '-')} {shlex.quote(str(value))}"
 
 
 # ----------------------------------------------------------------------------------------------------------- analyses
