@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_helpers import one_line
+from parts import lif
 
-from esvae_kernels import available_backends, lif, native, use_backend
+from esvae_kernels import available_backends, native, use_backend
 
 ARCHITECTURES = {"sm_80", "sm_90", "sm_100"}
 SPECIAL = ("finish", "batch_sums")  # these read as a thread's vectors fall, not once per thread

@@ -177,7 +177,7 @@ def test_sanitized_calls_take_every_option(monkeypatch: pytest.MonkeyPatch) -> N
     """Of `lif` in the calls that come first already, a seventh of them; all of them can be made."""
     seen: Counter[tuple[str, object]] = Counter()
     every = {("reset", reset) for reset in sanitize_cuda.RESETS} | {("several", True), ("v_min", -0.3)}
-    every |= {("readout", None), ("readout", "rate"), ("record", "membrane"), ("synapse", 0.6)}
+    every |= {("readout", None), ("readout", "mean"), ("record", "membrane"), ("synapse", 0.6)}
 
     def record(x, v=None, **options):
         seen.update((name, value) for name, value in options.items() if isinstance(value, str | float | int | None))

@@ -199,7 +199,7 @@ def test_rate_readout_of_the_encoder(preset_name: str) -> None:
     theirs, layer = literal.before_latent_layer, ours.to_latent
     spikes = random_spikes(N, 1024, T)
     a, b = spikes.clone().requires_grad_(), time_first(spikes).clone().requires_grad_()
-    expected, found = theirs(a).mean(-1), layer(b, readout="rate")
+    expected, found = theirs(a).mean(-1), layer(b, readout="mean")
     assert torch.equal(found, expected)
     weights = torch.randn(expected.shape, dtype=torch.float64)
     (expected * weights).sum().backward()
@@ -599,9 +599,9 @@ def test_surrogate_names_reach_the_kernels() -> None:
         model = small(lif_surrogate=name, lif_shape=3.0, lif_center=0.1, sampler_surrogate=name, sampler_shape=2.0)
         used = model.encoder[0].neurons.surrogate
         assert type(used).__name__ == type(model.sampler_surrogate).__name__ == kind
-        assert (used.center, model.sampler_surrogate.center) == (0.1, 0.0)
+        assert (used.shift, model.sampler_surrogate.shift) == (0.1, 0.0)
         if kind != "StraightThrough":
-            assert (used.shape, model.sampler_surrogate.shape) == (3.0, 2.0)
+            assert (used.parameter, model.sampler_surrogate.parameter) == (3.0, 2.0)
 
 
 @pytest.mark.parametrize("size", [32, 64])

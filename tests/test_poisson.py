@@ -51,7 +51,7 @@ def rates(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 def uniforms(elements: int, steps: int, ids: Tensor, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """u (T, N, elements), as the op draws them: the smooth straight-through spike at rate 0 is -u."""
     zero = torch.zeros(len(ids), elements, dtype=dtype)
-    return -poisson(zero, steps, sample_ids=ids, seed=seed, surrogate=StraightThrough(smooth=True))
+    return -poisson(zero, steps, sample_ids=ids, seed=seed, surrogate=StraightThrough(spiking=False))
 
 
 # ------------------------------------------------------------------------------------------------- the generator
@@ -224,7 +224,7 @@ def test_aligned_tensors_beyond_the_cache(dtype: torch.dtype) -> None:
 def test_spikes_of_another_dtype_equal_the_reference(spikes_dtype: torch.dtype, dtype: torch.dtype) -> None:
     rate = rates(3, 349, dtype=dtype)
     turn = sum(map(list(DTYPES.values()).index, (spikes_dtype, dtype)))
-    for surrogate in in_turn((Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(smooth=True)), turn):
+    for surrogate in in_turn((Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(spiking=False)), turn):
         check_equal(rate, 6, seed=3, surrogate=surrogate, dtype=spikes_dtype)
     spikes, gradient = run(BACKENDS[-1], rate, 6, seed=3, dtype=spikes_dtype)
     assert (spikes.dtype, gradient.dtype) == (spikes_dtype, dtype)
@@ -298,7 +298,7 @@ def test_gradient_is_the_slope_at_rate_minus_u(surrogate: Surrogate, backend: st
     cotangent = randn(10, 3, 7, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(poisson(rate, 10, seed=1, surrogate=surrogate), rate, cotangent)
     u = uniforms(7, 10, ids, 1, torch.float64)
-    expected = (cotangent * surrogate.derivative(rate.detach() - u - surrogate.center)).sum(0)
+    expected = (cotangent * surrogate.derivative(rate.detach() - u - surrogate.shift)).sum(0)
     assert_gradients([gradient], [expected])
 
 
@@ -683,7 +683,7 @@ BAD = {
     "dtype-smooth": (
         ValueError,
         "dtype: got torch.uint8, which holds spikes",
-        {"dtype": torch.uint8, "surrogate": Sigmoid(smooth=True)},
+        {"dtype": torch.uint8, "surrogate": Sigmoid(spiking=False)},
     ),
     "check-above": (ValueError, "rate: got values", {"rate": RATE + 0.51, "check_rates": True}),
     "check-below": (ValueError, "rate: got values", {"rate": RATE - 0.51, "check_rates": True}),

@@ -40,7 +40,7 @@ def test_sums_by_channel(shape: tuple[int, ...], layout: str) -> None:
             LAYOUTS[layout](randn(*shape, seed=1, dtype=dtype)[None])[0],
         )
         for reset in ("soft", "delayed", "at_once"):  # at once, and a synapse: the extended kernels
-            options = per_channel(shape[1], dtype=dtype, synapse=reset == "at_once")
+            options = per_channel(shape[1], dtype=dtype, synaptic_decay=reset == "at_once")
             options |= {"readout": torch.linspace(0.1, 1, 18, dtype=torch.float64)}
             *outputs, gradients = run_lif("cuda", x, v, reset=reset, **options)
             *expected, wanted = run_lif("reference", x, v, reset=reset, **options)

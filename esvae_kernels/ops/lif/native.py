@@ -36,7 +36,7 @@ def _common(
             per_channel = _AFFINE if len(parameters) == 2 else _ALL
             address = parameters.data_ptr() - first * channels * parameters.element_size()
             if channels > 1:  # inner divides, 0 or not
-                inner = 1 if channels_last else max(math.prod(x.shape[2 if p.constant else 3 :]), 1)
+                inner = 1 if channels_last else max(math.prod(x.shape[1 if p.constant else 2 :]) // channels, 1)
     return {
         "backend": backend,
         "tensor": x,
@@ -64,7 +64,7 @@ def _common(
         "surrogate": p.surrogate,
         "shape": p.shape,
         "scale": p.scale,
-        "center": p.center,
+        "center": p.shift,
         "smooth": p.smooth,
         "readout": p.readout,
     }

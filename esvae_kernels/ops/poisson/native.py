@@ -24,10 +24,10 @@ def _arguments(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogat
         "elements": rate.numel() // max(len(rate), 1),
         "seed": seed.data_ptr(),  # read where the kernel runs: a captured graph draws new noise
         "surrogate": surrogate.id,
-        "shape": surrogate.shape,
+        "shape": float(surrogate.parameter),
         "scale": float(surrogate.scale),
-        "center": float(surrogate.center),
-        "smooth": surrogate.smooth,
+        "center": float(surrogate.shift),
+        "smooth": not surrogate.spiking,
     }
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ... import backends, check
-from ...library import register
+from ...library import learning, register
 from ...surrogate import Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import reference
 
-_OPTIONS = "int surrogate, float shape, float scale, float center, bool smooth"
+_OPTIONS = "int surrogate, float shape, float scale, float shift, bool spiking"
 
 
 def _seed(seed: Tensor) -> int:
@@ -175,7 +175,7 @@ def poisson(
     check.floating("rate", rate, 1, "(N, *)")
     steps = check.steps("steps", steps)
     surrogate = check.surrogate(surrogate)
-    dtype = check.spikes_dtype(dtype, rate, not surrogate.smooth)
+    dtype = check.spikes_dtype(dtype, rate.dtype, surrogate.spiking, learning(rate))
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, accepted is one of them")
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -186,7 +186,8 @@ def poisson(
         sample_ids = torch.arange(rate.shape[0], device=rate.device)
     else:
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
-    options = (surrogate.id, surrogate.shape, float(surrogate.scale), float(surrogate.center), surrogate.smooth)
+    numbers = (float(surrogate.parameter), float(surrogate.scale), float(surrogate.shift))
+    options = (surrogate.id, *numbers, surrogate.spiking)
     return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, dtype, options)
 
 

@@ -138,9 +138,9 @@ def _arguments(
         "rows": geometry.rows,
         "columns": geometry.columns,
         "steps": len(spikes),
-        "shape": surrogate.shape,
+        "shape": float(surrogate.parameter),
         "scale": float(surrogate.scale),
-        "center": float(surrogate.center),
+        "center": float(surrogate.shift),
         "ALIGNED": geometry.ALIGNED,
         "TILE_ROWS": geometry.TILE_ROWS,
         "TILE_COLUMNS": geometry.TILE_COLUMNS,
@@ -154,7 +154,7 @@ def poisson(rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Sur
     groups, programs = triton.cdiv(len(out), _LANES.value), geometry.grid[0]
     shares = triton.cdiv(groups, max(_SHARE, triton.cdiv(groups * programs, _PROGRAMS)))
     arguments = _arguments(geometry, rate, ids, seed, out, surrogate)
-    arguments |= {"out": out, "share": triton.cdiv(groups, shares), "SMOOTH": surrogate.smooth}
+    arguments |= {"out": out, "share": triton.cdiv(groups, shares), "SMOOTH": not surrogate.spiking}
     tiles.launch(_poisson_forward, (programs, shares), num_warps=_WARPS, **arguments)
 
 
