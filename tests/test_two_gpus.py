@@ -11,7 +11,7 @@ from torch import Tensor
 from two_gpus import SECOND, OnSecond, TwoGpus
 
 from esvae.graph import WARM, Replay
-from esvae.train import resolve_precision
+from esvae.precision import resolve_precision
 from esvae_kernels import backends, bn_lif, lif, native, poisson, use_backend
 
 
