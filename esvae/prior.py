@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from esvae_kernels.ops.poisson.reference import uniforms
 
 from .errors import InputError
+from .extras import needed
 
 
 def normal(sample_ids: Tensor, length: int, seed: int | Tensor) -> Tensor:
@@ -38,7 +39,8 @@ class MixturePrior(nn.Module):
     @torch.no_grad()
     def fit(self, rates: Tensor, seed: int) -> None:
         """rates (n, d), n at least 2."""
-        from sklearn.mixture import GaussianMixture
+        with needed("model"):
+            from sklearn.mixture import GaussianMixture
 
         if rates.dim() != 2 or len(rates) < 2 or rates.shape[1] != self.means.shape[1]:
             wanted = f"(n, {self.means.shape[1]}) with n at least 2"

@@ -44,7 +44,8 @@ from esvae.cli.commands import Train, _train_defaults
 from esvae.config import PRESETS, Config, ModelConfig, SurrogateName, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.losses import mmd
-from esvae.models import MODELS, base
+from esvae.models import MODELS
+from esvae.models import hub as model_hub
 from esvae.prior import MixturePrior, normal
 from esvae.runs import Run
 from esvae_kernels.nn import BNLIF
@@ -969,7 +970,7 @@ def test_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "fashion", "a/b/c", "someone/"])
 def test_a_folder_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's repository has such a name, so that the hub is not asked."""
-    monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained(name)
     assert_one_line(error, f"{name}: no such folder, shipped model or repository")
@@ -984,8 +985,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         port = server.getsockname()[1]  # nothing listens on it any more
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
-    url = functools.partial(base.hf_hub_url, endpoint=f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(base, "hf_hub_url", url)
+    url = functools.partial(model_hub.hf_hub_url, endpoint=f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(model_hub, "hf_hub_url", url)
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained("someone/unknown", cache_dir=tmp_path)
     assert_one_line(error, "someone/unknown: no such folder, shipped model or repository: ")
@@ -1011,9 +1012,9 @@ def hub(small_model: ESVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise EntryNotFoundError(filename)
         return str(folder / filename)
 
-    for module in (hub_mixin, base):
+    for module in (hub_mixin, model_hub):
         monkeypatch.setattr(module, "hf_hub_download", download)
-    monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(model_hub, "get_hf_file_metadata", lambda *_, **__: None)
     return folder
 
 

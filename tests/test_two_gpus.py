@@ -12,7 +12,7 @@ from torch import Tensor
 from two_gpus import SECOND, OnSecond, TwoGpus
 
 from esvae.graph import WARM, Replay
-from esvae.train import resolve_precision
+from esvae.precision import resolve_precision
 from esvae_kernels import backends, native, poisson, use_backend
 
 
