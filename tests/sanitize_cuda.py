@@ -57,7 +57,7 @@ def rare(index: int, reset: str, parameters: str, smooth: bool) -> dict:
         return {}
     options: dict = {"v_min": -0.3} if lot.random() < 0.5 else {}
     if lot.random() < 0.5:
-        options["synapse"] = "all" if parameters == "all" else 0.6
+        options["synaptic_decay"] = "all" if parameters == "all" else 0.6
     if lot.random() < 0.6 and reset in ("hard", "soft", "none") and not smooth:
         options |= {"several": True, "strict": False, "detach_reset": True}
     return options
@@ -89,8 +89,8 @@ def call_lif(shape, dtype, constant: bool, last: bool, readout: str | None, para
     x, v, steps = current(shape, dtype, constant, last)
     channels = shape[2] if len(shape) > 2 else 1
     names = {"numbers": (), "affine": ("gain", "bias"), "all": tuple(NUMBERS)}[parameters]
-    if options.get("synapse") == "all":
-        names = (*names, "synapse")
+    if options.get("synaptic_decay") == "all":
+        names = (*names, "synaptic_decay")
     learnt = {name: tensor(channels, dtype=torch.float32) for name in names}
     weights = read_out(readout, shape[0])
     outputs = lif(x, v, readout=weights, **(NUMBERS | steps | options | learnt))
@@ -102,7 +102,7 @@ def call_bn_lif(shape, dtype, constant: bool, last: bool, readout: str | None, t
     y, v, steps = current(shape, dtype, constant, last)
     weight, bias, decay = (tensor(shape[2], dtype=torch.float32) for _ in range(3))
     running = {"running_mean": torch.zeros(shape[2]), "running_var": torch.ones(shape[2])}
-    options = {name: value for name, value in options.items() if name not in ("synapse", "v_min", "several")}
+    options = {name: value for name, value in options.items() if name not in ("synaptic_decay", "v_min", "several")}
     options |= steps | running | {"v": v, "training": training, "readout": read_out(readout, shape[0])}
     differentiate(bn_lif(y, weight, bias, decay=decay, threshold=0.4, **options), y, v, weight, bias, decay)
 

@@ -175,11 +175,11 @@ def test_sanitized_calls_take_every_option(monkeypatch: pytest.MonkeyPatch) -> N
     """Of `lif` in the calls that come first already, a seventh of them; all of them can be made."""
     seen: Counter[tuple[str, object]] = Counter()
     every = {("reset", reset) for reset in sanitize_cuda.RESETS} | {("several", True), ("v_min", -0.3)}
-    every |= {("readout", None), ("readout", "mean"), ("record", "membrane"), ("synapse", 0.6)}
+    every |= {("readout", None), ("readout", "mean"), ("record", "membrane"), ("synaptic_decay", 0.6)}
 
     def record(x, v=None, **options):
         seen.update((name, value) for name, value in options.items() if isinstance(value, str | float | int | None))
-        seen["synapse", "per channel"] += options.get("synapse").__class__.__name__ == "Tensor"
+        seen["synapse", "per channel"] += options.get("synaptic_decay").__class__.__name__ == "Tensor"
         return original(x, v, **options)
 
     original = sanitize_cuda.lif

@@ -94,7 +94,7 @@ GRID = pairwise(
     constant=(False, True),
     v=(False, True),
     surrogate=tuple(SURROGATES),
-    learnt=("", "one", "gain-rest", "some", "all"),
+    learnt=("", "one", "gain-bias", "some", "all"),
     last=(False, True),
 )
 
@@ -102,9 +102,7 @@ GRID = pairwise(
 def learnt_of(kind: str, channels: int) -> dict[str, Tensor]:
     """Those of the parameters that are tensors."""
     own = PARAMETERS[:-1]
-    names = {"": (), "one": own, "gain-rest": own[1:3], "some": own[::3], "all": own, "synaptic_decay": PARAMETERS}[
-        kind
-    ]
+    names = {"": (), "one": own, "gain-bias": own[1:3], "some": own[::3], "all": own, "synapse": PARAMETERS}[kind]
     return {k: parameters(1 if kind == "one" else channels, synaptic_decay=True)[k] for k in names}
 
 
@@ -134,7 +132,7 @@ SPIKING += [{"reset": reset, "several": True, "detach_reset": reset == "hard"} f
 EXTENDED = pairwise(
     spiking=SPIKING,
     v_min=(None, -0.2, 0.6),  # 0.6: above the threshold
-    synaptic_decay=({"synaptic_decay": 0.6, "i": True}, {"synaptic_decay": 0.6, "i": False}, {}),
+    synapse=({"synaptic_decay": 0.6, "i": True}, {"synaptic_decay": 0.6, "i": False}, {}),
     steps=(3, 9, 17),
     dtype=(torch.float32, torch.float64, torch.bfloat16),
     row=ROWS[1:4],
@@ -142,7 +140,7 @@ EXTENDED = pairwise(
     record=(None, "membrane"),
     constant=(False, True),
     v=(False, True),
-    learnt=("", "gain-rest", "all"),
+    learnt=("", "gain-bias", "all"),
     last=(False, True),
 )
 
@@ -243,7 +241,7 @@ def test_gradient_of_one_parameter_alone(argument: str) -> None:
     values = parameters(3, synaptic_decay=True) | {"readout": randn(steps, seed=3)}
     for reset in RESETS:
         check(randn(steps, 4, 3, 2), **(RICH | {"reset": reset, argument: values[argument]}))
-    if argument in ("gain", "synapse"):  # sums over the filtered current
+    if argument in ("gain", "synaptic_decay"):  # sums over the filtered current
         options = RICH | {"synaptic_decay": 0.6, argument: values[argument]}
         check(randn(33, 4, 3, 2), None, randn(4, 3, 2, seed=2), **options)
 
