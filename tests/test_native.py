@@ -60,3 +60,90 @@ def test_a_stack_of_256_kib_is_enough(threads: int) -> None:
     """For the thread that calls and for those that help it; a larger frame does not compile (CMakeLists.txt)."""
     printed = run_python(SMALL_STACK.replace("THREADS", str(threads)), OMP_STACKSIZE="256k")
     assert printed == "done\n"
+
+
+FLUSHED = """
+import torch
+from esvae_kernels import bn_lif, lif, poisson, use_backend
+from esvae_kernels.surrogate import StraightThrough
+
+def bits(tensor):
+    return tensor.detach().contiguous().view({8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()])
+
+def same(found, expected, why):
+    for k, (f, e) in enumerate(zip(found, expected, strict=True)):
+        wrong = int((bits(f) != bits(e)).sum())
+        assert not wrong, f"{why}: {wrong} of {f.numel()} elements of output {k} differ"
+
+def with_gradients(op, x, *rest, **options):
+    leaves = [t.detach().requires_grad_() for t in (x, *rest)]
+    outputs = [o for o in op(*leaves, **options) if o.is_floating_point()]
+    cotangents = [torch.randn(o.shape, generator=torch.Generator().manual_seed(3)).to(o.dtype) for o in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+
+def sampled(rate, **options):
+    return [poisson(rate, **options)]
+
+def batch_norm(y, weight, bias, **options):
+    return bn_lif(y, weight, bias, torch.zeros(len(weight)), torch.ones(len(weight)), training=True, **options)
+
+everything = torch.arange(1 << 16).to(torch.int16).view(torch.float16)
+finite = everything[everything.isfinite()]
+rows = torch.stack([finite, finite.flip(0)])
+tiny = everything[1:1024]  # all positive subnormal numbers
+generator = torch.Generator().manual_seed(0)
+normal = torch.randn(8, 4, 8192, generator=generator)
+halves = (normal * 2.0 ** torch.randint(-25, 3, normal.shape, generator=generator)).half()
+one = {"decay": 0.5, "threshold": 2.0**-24, "reset": "none", "surrogate": StraightThrough()}
+calls = {  # whose numbers are no subnormal ones in fp32: equal whatever the mode
+    "every half": lambda: lif(rows.flatten()[None], **one),
+    "halves": lambda: with_gradients(lif, halves, decay=0.5, threshold=2.0**-16, reset="soft"),
+    "rates": lambda: with_gradients(sampled, tiny.repeat(64)[None], steps=64, seed=2),
+    "batch norm": lambda: with_gradients(
+        batch_norm, tiny.repeat(264).reshape(8, 11, 31, 99), torch.ones(31), torch.zeros(31), decay=0.5, threshold=0.005
+    ),
+}
+narrowed = torch.cat([normal.flatten() * 2.0**k for k in (-26, -24, -20, -15, 0, 15)])[None]
+
+def gradients_in_half():
+    x = torch.zeros(narrowed.shape, dtype=torch.float16, requires_grad=True)
+    return torch.autograd.grad(lif(x, **one, dtype=torch.float32)[0], x, narrowed)
+
+calls["gradients"] = gradients_in_half
+# And these depend on the mode, but not on the number of threads.
+small = normal * 2.0 ** torch.randint(-150, -120, normal.shape, generator=generator)
+in_mode = {
+    "fp32": lambda: with_gradients(lif, small, decay=0.5, threshold=2.0**-126, reset="soft"),
+    "bf16": lambda: with_gradients(lif, small.bfloat16(), decay=0.5, threshold=2.0**-126, readout="rate"),
+    "rates": lambda: sampled(small.abs()[0], steps=5, seed=2),
+    "fp64": lambda: with_gradients(lif, normal.double() * 2.0**-1022, decay=0.5, threshold=2.0**-1022),
+}
+
+torch.set_num_threads(2)  # they start here, before the mode is another one
+wide = rows.flatten().float()
+expected = {name: call() for name, call in calls.items()}
+same([expected["every half"][1]], [torch.where(wide == 0, 0.0, wide)], "every half, widened")
+same([expected["every half"][0]], [(wide >= 2.0**-24).half()[None]], "every half, its spikes")
+same(expected["gradients"], [narrowed.half()], "gradients, narrowed")
+assert expected["rates"][0].sum() > 50
+before = {name: call() for name, call in in_mode.items()}
+assert torch.set_flush_denormal(True)
+flushed = {}
+for threads in (2, 1):
+    torch.set_num_threads(threads)
+    for name, call in calls.items():
+        same(call(), expected[name], f"{name}, {threads} threads")
+    for name, call in in_mode.items():
+        same(call(), flushed.setdefault(name, call()), f"{name}, {threads} threads")
+assert any(not torch.equal(a, b) for a, b in zip(before["fp32"], flushed["fp32"]))
+torch.set_flush_denormal(False)
+torch.set_num_threads(2)
+for name, call in in_mode.items():
+    same(call(), before[name], f"{name}, afterwards")
+print("done")
+"""
+
+
+def test_subnormal_numbers_where_they_count_as_zero() -> None:
+    """`torch.set_flush_denormal` holds for the calling thread alone: its helpers follow it, and go back."""
+    assert run_python(FLUSHED) == "done\n"
