@@ -10,6 +10,7 @@ enum class Readout : int { none = 0, rate = 1, weights = 2 };
 enum class PerChannel : int { none = 0, affine = 1, all = 2 };  // affine: gain and rest
 
 constexpr int kChunk = 16;     // time steps between two stored potentials
+constexpr int64_t kCounted = 1 << 24;  // spikes that a count in fp32 holds exactly: after so many steps it goes to fp64
 constexpr int kParameters = 6;  // the rows of `parameters`, the bits of `wanted`, in this order:
 enum Wanted : int { kDecay = 1, kGain = 2, kRest = 4, kThreshold = 8, kVReset = 16, kSynapse = 32 };
 

@@ -338,11 +338,30 @@ template <class R>
 struct ForwardRows {
   BlockParameters<R> parameters;
   R *v, *current, *sum;
+  double* counted;  // what `sum` held every kCounted steps, of a rate over more
 
   ForwardRows(Rows& rows, const Plan<R>& plan)
       : parameters(rows, plan), v(rows.take<R>(plan.block)), current(rows.take<R>(plan.block, plan.a.synaptic)),
-        sum(rows.take<R>(plan.block, plan.a.readout != Readout::none)) {}
+        sum(rows.take<R>(plan.block, plan.a.readout != Readout::none)),
+        counted(rows.take<double>(plan.block, plan.a.readout == Readout::rate && plan.a.steps > kCounted)) {}
 };
+
+// A count in the state's type starts anew: it is added to one in fp64.
+template <class R>
+void count_on(R* sum, double* counted, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) counted[i] += static_cast<double>(sum[i]), sum[i] = 0;
+}
+
+// The mean over time from the count.
+template <class R>
+void divide(R* sum, double* counted, int64_t steps, int64_t n) {
+  if (!counted) {
+    for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<R>(steps);
+    return;
+  }
+  count_on(sum, counted, n);
+  for (int64_t i = 0; i < n; ++i) sum[i] = static_cast<R>(counted[i] / static_cast<double>(steps));
+}
 
 template <class R>
 void forward(const Lif& a) {
@@ -358,12 +377,14 @@ void forward(const Lif& a) {
     const Neurons<R> neurons = row.parameters(plan, begin, n);
     load_or_zero(v, a.v0, begin, n);
     if (a.synaptic) load_or_zero(current, a.i0, begin, n);
-    if (a.readout != Readout::none) memset(sum, 0, n * sizeof(R));
+    if (sum) memset(sum, 0, n * sizeof(R));
+    if (row.counted) memset(row.counted, 0, n * sizeof(double));
     for (int64_t t = 0; t < a.steps; ++t) {
       if (t > 0 && t % kChunk == 0) {
         const int64_t at = (t / kChunk - 1) * a.size + begin;
         store_state(a.saved, at, v, n);
         if (a.synaptic) store_state(a.saved, plan.potentials + at, current, n);
+        if (row.counted && t % kCounted == 0) count_on(sum, row.counted, n);
       }
       const R weight = a.readout == Readout::weights ? plan.weight(t) : R(1);
       for_pieces(n, [&](int64_t i, int64_t k) {
@@ -378,8 +399,7 @@ void forward(const Lif& a) {
           for (int64_t j = 0; j < k; ++j) sum[i + j] += weight * s[j];
       });
     }
-    if (a.readout == Readout::rate)
-      for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<R>(a.steps);
+    if (a.readout == Readout::rate) divide(sum, row.counted, a.steps, n);
     if (a.readout != Readout::none) plan.out_io.store(a.out, begin, sum, n, false);
     store_state(a.v, begin, v, n);
     store_state(a.i, begin, current, n);

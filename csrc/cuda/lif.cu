@@ -12,9 +12,12 @@ namespace {
 
 constexpr int kGroup = 4, kPair = 2;  // time steps whose loads are under way at once, forward and backward
 
+// Whether a rate is over more steps than a count in the state's type holds.
+ESVAE_HD bool counts_on(const Lif& a) { return a.readout == Readout::rate && a.steps > kCounted; }
+
 // Whether a call needs a kernel for rare options.
 bool is_extended(const Lif& a) {
-  return a.synaptic || a.several || lif_lifts(a.v_min) || a.reset == static_cast<int>(Reset::at_once);
+  return a.synaptic || a.several || lif_lifts(a.v_min) || a.reset == static_cast<int>(Reset::at_once) || counts_on(a);
 }
 
 // The V neurons of a thread.
@@ -113,6 +116,26 @@ struct Neurons {
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
+// A count in the state's type starts anew: it is added to one in fp64.
+template <class R, int V>
+ESVAE_DEVICE void count_on(R (&sum)[V], double (&counted)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) counted[j] += static_cast<double>(sum[j]), sum[j] = 0;
+}
+
+// The mean over time from the count.
+template <bool extended, class R, int V>
+ESVAE_DEVICE void divide(const Lif& a, R (&sum)[V], double (&counted)[V]) {
+  if (extended && counts_on(a)) {
+    count_on(sum, counted);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = static_cast<R>(counted[j] / static_cast<double>(a.steps));
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] /= static_cast<R>(a.steps);
+  }
+}
+
 template <class X, int V, bool extended>
 __global__ void __launch_bounds__(kThreads<X>, 1)
     lif_forward(const __grid_constant__ Lif a, const __grid_constant__ AnySurrogate<State<X>> surrogate) {
@@ -121,6 +144,7 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
   if (at >= a.size) return;
   const Neurons<R, V, extended> neurons(a, surrogate, at);
   R v[V], i[V], sum[V] = {};
+  double counted[V] = {};  // what `sum` held every kCounted steps, where the rate needs it
   load_state(a.v0, at, v);
   if (neurons.synaptic) load_state(a.i0, at, i);
   for (int64_t first = 0; first < a.steps; first += kGroup) {
@@ -128,6 +152,8 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
     if (first > 0 && first % kChunk == 0) {
       store_state(a.saved, neurons.saved_at(first, at), v);
       if (neurons.synaptic) store_state(a.saved, neurons.saved_current_at(first, at), i);
+      if constexpr (extended)
+        if (first % kCounted == 0 && counts_on(a)) count_on(sum, counted);
     }
     const int count = first + kGroup < a.steps ? kGroup : static_cast<int>(a.steps - first);
     Vector<X, V> group[kGroup];
@@ -147,9 +173,7 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
       }
     }
   }
-  if (a.readout == Readout::rate)
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] /= static_cast<R>(a.steps);
+  if (a.readout == Readout::rate) divide<extended>(a, sum, counted);
   if (a.readout != Readout::none) store(a.out_dtype, a.out, at, sum);
   store_state(a.v, at, v);
   if (neurons.synaptic) store_state(a.i, at, i);
