@@ -1,15 +1,63 @@
-"""What the compiled kernels are to their callers: how little of a thread's stack they need, and how they compute in it."""
+"""What the compiled kernels are to their callers: one packed argument, a stack of which they need little, and threads
+that compute alike."""
 
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 
 import pytest
-from kernel_helpers import cpu_only, needs_compiled
+import torch
+from kernel_helpers import cpu_only, needs_compiled, one_line
+
+from esvae_kernels import native
 
 pytestmark = [needs_compiled, cpu_only("of the CPU's kernels")]
+
+
+def test_a_call_is_packed_by_names() -> None:
+    form, names = native.module.layouts["batch_correction"]
+    assert names == ("dtype", "dx", "y", "factors", "dy", "size", "channels", "inner", "threads", "device", "stream")
+    assert form == "=qQQQQqqqqqQ"
+    given = {"inner": -1, "dtype": 2, "y": 2**64 - 1, "size": 3, "channels": 4}
+    packed = native.pack("cpu", "batch_correction", given, threads=5)
+    assert struct.unpack(form, packed) == (2, 0, 2**64 - 1, 0, 0, 3, 4, -1, 5, 0, 0)
+    assert native.module.layouts.keys() >= {"lif_forward", "lif_backward", "poisson_forward", "batch_statistics"}
+    for form, names in native.module.layouts.values():
+        assert len(form) - 1 == len(set(names)) == len(names)
+
+
+def test_unknown_and_missing_names_are_refused() -> None:
+    name, given = "batch_correction", {"dtype": 1, "size": 0, "channels": 1, "inner": 1}
+
+    def refused(names: str, changed: dict[str, object]) -> None:
+        one_line(lambda: native.pack("cpu", name, changed), TypeError, f"{name}: unknown or missing: {names}")
+
+    refused("colour", given | {"colour": 1})
+    refused("size", {key: value for key, value in given.items() if key != "size"})
+    renamed = {{"size": "length"}.get(key, key): value for key, value in given.items()}
+    with pytest.raises(KeyError, match="size"):
+        native.pack("cpu", name, renamed)
+
+
+@pytest.mark.parametrize("packed", [b"", b"\0" * 80, b"\0" * 96])
+def test_a_call_of_another_size_is_refused(packed: bytes) -> None:
+    """As of a package and a module of different versions."""
+    refused = f"batch_correction: got {len(packed)} bytes, accepted are 88"
+    one_line(lambda: native.module.batch_correction(packed), ValueError, refused)
+    with pytest.raises(TypeError):
+        native.module.batch_correction()
+
+
+def test_a_tensor_elsewhere_is_refused() -> None:
+    """Whatever was picked, and by whom: the kernels would take its address for one of this process."""
+    tensor = torch.empty(4, device="meta")
+    refused = "batch_correction: got a tensor on meta, the backend 'cpu' takes those on cpu"
+    one_line(lambda: native.call("batch_correction", "cpu", tensor, 4, {}), RuntimeError, refused)
+    with pytest.raises(KeyError, match="tpu"):
+        native.call("batch_correction", "tpu", torch.empty(4), 4, {})
 
 
 def run_python(code: str, **environment: str) -> str:

@@ -34,11 +34,11 @@ _GAIN_AND_REST = 3  # the bits of both rows of (a, b)
 
 
 def _statistics(y: Tensor, channel: int):
-    room = backends.room(__package__, y.device)
+    backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.statistics(y, channel)
     channels_last = layout.is_channels_last(y, channel)
-    return room.statistics(layout.as_layout(y, channels_last, channel), channel, channels_last)
+    return room.statistics(backend, layout.as_layout(y, channels_last, channel), channel, channels_last)
 
 
 def _statistics_fake(y: Tensor, channel: int):
@@ -51,13 +51,13 @@ bn_lif_statistics = register(
 
 
 def _correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
-    room = backends.room(__package__, y.device)
+    backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.correct(dx, y, factors, channel)
     channels_last = layout.is_channels_last(dx, channel)
     dx, y = (layout.as_layout(tensor, channels_last, channel) for tensor in (dx, y))
     dy = _correct_fake(dx, y, factors, channel)
-    room.correct(dx, y, factors.contiguous(), dy, channel, channels_last)
+    room.correct(backend, dx, y, factors.contiguous(), dy, channel, channels_last)
     return dy
 
 

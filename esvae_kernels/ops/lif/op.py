@@ -85,7 +85,7 @@ def _lif(
     p = Neuron(*options)
     shapes = _Shapes(x, p)
     results = shapes.outputs(save)
-    room = backends.room(__package__, x.device)
+    backend, room = backends.room(__package__, x.device)
     if room is None:
         states: list[tuple[Tensor, Tensor | None]] = []
         found = reference.lif(x, v, i, parameters, weights, p, states)
@@ -99,7 +99,7 @@ def _lif(
     else:
         outputs = dict(zip(("out", "v", "i", "membrane", "saved"), results, strict=True))
         x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), _contiguous(parameters)
-        room.lif(x, v, i, parameters, weights, outputs, shapes.channels_last, p)
+        room.lif(backend, x, v, i, parameters, weights, outputs, shapes.channels_last, p)
     return results
 
 
@@ -135,7 +135,7 @@ def _lif_backward(
     *options,
 ):
     p, wanted = Neuron(*options), Wanted(want_x, want_v, want_i, want_weights, want_parameters)
-    room = backends.room(__package__, x.device)
+    backend, room = backends.room(__package__, x.device)
     if room is None:
         return _reference_backward(x, v, i, parameters, weights, (dout, dv, di, dmembrane), center_of_x, wanted, p)
     shapes = _Shapes(x, p)
@@ -145,7 +145,7 @@ def _lif_backward(
     inputs |= {"center_of_x": center_of_x}
     x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), _contiguous(parameters)
     outputs = {"dx": dx, "dv0": dv0, "di0": di0}
-    sums = room.lif_backward(x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p)
+    sums = room.lif_backward(backend, x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p)
     return dx, dv0, di0, *sums
 
 

@@ -30,8 +30,8 @@ channel (axis 1 of v).
 
 Derivatives: ds_t/dm_t is the surrogate's derivative at m_t - (threshold + center), ds_t/dthreshold its negative; with
 detach_reset, and for "at_once" in r_t, the spike in the equations of v_t and m_t counts as a constant. Where v_t is
-v_min, nothing flows. Readout: sum_t c_t s_t with c_t = 1/T ("rate": counted first, each 2^24 steps anew and from there on
-in fp64, divided once) or given weights, summed in the order of t.
+v_min, nothing flows. Readout: sum_t c_t s_t with c_t = 1/T ("rate": counted first, each 2^24 steps anew with the counts
+added in fp64, and divided once) or given weights, summed in the order of t.
 """
 
 from __future__ import annotations

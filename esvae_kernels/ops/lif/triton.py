@@ -264,7 +264,7 @@ def _lif_forward(
     counted = tl.zeros(here.at.shape, tl.float64) if KIND.COUNTS_ON else total
     for first in range(0, steps, GROUP):
         chunk = first // _CHUNK
-        if KIND.COUNTS_ON:
+        if KIND.COUNTS_ON:  # noqa: SIM102 - known when compiling
             if first == first // _COUNTED * _COUNTED:
                 counted, total = counted + total, tl.zeros_like(total)
         if (first == chunk * _CHUNK) & (chunk > 0) & (chunk <= stored):
@@ -571,6 +571,7 @@ def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
 
 
 def lif(
+    backend: str,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
@@ -598,6 +599,7 @@ def lif(
 
 
 def lif_backward(
+    backend: str,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,

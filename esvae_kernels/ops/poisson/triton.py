@@ -148,7 +148,7 @@ def _arguments(
     }
 
 
-def poisson(rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
+def poisson(backend: str, rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
     """Spikes (T, N, *) into `out`, of `rate` (N, *), which is not empty."""
     geometry = _tiles(rate, _PER_THREAD)
     groups, programs = triton.cdiv(len(out), _LANES.value), geometry.grid[0]
@@ -159,7 +159,7 @@ def poisson(rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Sur
 
 
 def poisson_backward(
-    rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
 ) -> None:
     """The gradient of `rate` into `drate`, from that of the spikes (T, N, *)."""
     geometry = _tiles(rate, min(16 // dspikes.element_size(), 32 // rate.element_size()))
