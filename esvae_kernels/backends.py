@@ -137,7 +137,8 @@ def _say_that_it_is_slow(device: str) -> None:
     warnings.warn(f"esvae_kernels runs on the slow reference, no other backend can run ({reasons})", stacklevel=2)
 
 
-def room(package: str, device: torch.device) -> ModuleType | None:
-    """The file of an op's room that runs a tensor on `device`; None for the reference, which has other arguments."""
+def room(package: str, device: torch.device) -> tuple[str, ModuleType | None]:
+    """The backend for a tensor on `device`, and the file of an op's room that runs it, whose functions are told the
+    backend; None for the reference, which has other arguments."""
     name = pick(device)
-    return None if name == "reference" else import_module(f"{package}.{_BACKENDS[name].file}")
+    return name, None if name == "reference" else import_module(f"{package}.{_BACKENDS[name].file}")

@@ -103,7 +103,7 @@ def test_a_backward_runs_on_the_forced_backend(backend: str, monkeypatch: pytest
     """autograd runs it in a thread of its own."""
     ran = []
     with use_backend(backend):
-        room = backends.room("esvae_kernels.ops.lif", DEVICE)
+        _, room = backends.room("esvae_kernels.ops.lif", DEVICE)
         run = room.lif_backward
         monkeypatch.setattr(room, "lif_backward", lambda *arguments: ran.append(backend) or run(*arguments))
         x = numbers(4, 3).requires_grad_()

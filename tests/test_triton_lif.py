@@ -289,3 +289,17 @@ def test_gradients_that_nobody_asks_for() -> None:
                 o = lif(*tensors, **RICH)[output]
                 results.append(torch.autograd.grad(o, [tensors[k] for k in inputs], randn(*o.shape, seed=7)))
         assert_gradients(*results)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_a_count_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over more than 2^24 steps, here in parts of 8."""
+    import triton.language as tl
+
+    from esvae_kernels.ops.lif import triton as kernels
+
+    monkeypatch.setattr(kernels, "COUNTED", 8)
+    monkeypatch.setattr(kernels, "_COUNTED", tl.constexpr(8))
+    monkeypatch.setattr(reference, "COUNTED", 8)
+    for steps in (8, 9, 23):
+        check(randn(steps, 3, 5, dtype=DTYPES[dtype]), readout="rate", **RICH)

@@ -48,11 +48,11 @@ def _require(y: Tensor, channel: int) -> None:
 
 def _statistics(y: Tensor, channel: int):
     _require(y, channel)
-    room = backends.room(__package__, y.device)
+    backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.statistics(y, channel)
     channels_last = layout.is_channels_last(y, channel)
-    return room.statistics(layout.as_layout(y, channels_last, channel), channel, channels_last)
+    return room.statistics(backend, layout.as_layout(y, channels_last, channel), channel, channels_last)
 
 
 def _statistics_fake(y: Tensor, channel: int):
@@ -67,13 +67,13 @@ bn_lif_statistics = register(
 
 def _correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
     _require_factors(dx, y, factors, channel)
-    room = backends.room(__package__, y.device)
+    backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.correct(dx, y, factors, channel)
     channels_last = layout.is_channels_last(dx, channel)
     dx, y = (layout.as_layout(tensor, channels_last, channel) for tensor in (dx, y))
     dy = layout.empty(dx.shape, channels_last, channel, dx, dx.dtype)
-    room.correct(dx, y, factors.contiguous(), dy, channel, channels_last)
+    room.correct(backend, dx, y, factors.contiguous(), dy, channel, channels_last)
     return dy
 
 

@@ -204,7 +204,7 @@ def _lif(
     shapes.check(v, i, parameters, weights)
     shapes.check_rows(saved_rows)
     results = shapes.outputs(saved_rows)
-    room = backends.room(__package__, x.device)
+    backend, room = backends.room(__package__, x.device)
     if room is None:
         states: list[tuple[Tensor, Tensor | None]] = []
         found = reference.lif(x, v, i, parameters, weights, p, states)
@@ -218,7 +218,7 @@ def _lif(
     else:
         outputs = dict(zip(("out", "v", "i", "membrane", "saved"), results, strict=True))
         x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
-        room.lif(x, v, i, parameters, weights, outputs, shapes.channels_last, p)
+        room.lif(backend, x, v, i, parameters, weights, outputs, shapes.channels_last, p)
     return results
 
 
@@ -263,7 +263,7 @@ def _lif_backward(
     shapes, cotangents = _Shapes(x, p), (dout, dv, di, dmembrane)
     shapes.check(v, i, parameters, weights)
     shapes.check_cotangents(*cotangents)
-    room = backends.room(__package__, x.device)
+    backend, room = backends.room(__package__, x.device)
     if room is None:
         return _reference_backward(shapes, (x, v, i, parameters, weights), cotangents, center_of_x, wanted)
     shapes.check_saved(saved)
@@ -275,7 +275,7 @@ def _lif_backward(
     x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
     outputs = {"dx": dx, "dv0": dv0, "di0": di0}
     dparameters, dweights = room.lif_backward(
-        x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p
+        backend, x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p
     )
     return dx, dv0, di0, shapes.in_order(dparameters), dweights
 

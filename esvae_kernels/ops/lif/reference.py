@@ -30,8 +30,8 @@ per channel (axis 1 of v), or one per neuron (v's axes but the first).
 
 Derivatives: ds_t/dm_t is the surrogate's derivative at m_t - (threshold + shift), ds_t/dthreshold its negative; with
 detach_reset, and for "at_once" in r_t, the spike in the equations of v_t and m_t counts as a constant. Where v_t is
-v_min, nothing flows. Readout: sum_t c_t s_t with c_t = 1/T ("mean", counted first, divided once) or given weights,
-summed in the order of t.
+v_min, nothing flows. Readout: sum_t c_t s_t with c_t = 1/T ("mean": counted first, each 2^24 steps anew with the counts
+added in fp64, and divided once) or given weights, summed in the order of t.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ READOUTS = (None, "mean", "weights")  # by their number in csrc/calls.h
 PARAMETERS = ("decay", "gain", "bias", "threshold", "v_reset", "synaptic_decay")  # in this order everywhere
 AFFINE = slice(1, 3)  # gain and bias
 CHUNK = 16  # kChunk in csrc/calls.h: a backward starts again from the potential stored every 16th step
+COUNTED = 1 << 24  # kCounted in csrc/calls.h: the steps whose spikes a count in fp32 holds exactly
 
 
 class Neuron(NamedTuple):
@@ -216,8 +217,21 @@ def lif(
 def _read_out(spikes: list[Tensor], weights: Tensor | None, p: Neuron) -> Tensor:
     if READOUTS[p.readout] is None:
         return torch.stack(spikes)
+    if READOUTS[p.readout] == "mean":
+        return _rate(spikes)
     total = torch.zeros_like(spikes[0])
-    for t, s in enumerate(spikes):
-        total = total + (s if weights is None else weights[t].to(s.dtype) * s)
+    for s, weight in zip(spikes, weights, strict=True):
+        total = total + weight.to(s.dtype) * s
+    return total
+
+
+def _rate(spikes: list[Tensor]) -> Tensor:
+    counts = []
+    for first in range(0, len(spikes), COUNTED):
+        count = torch.zeros_like(spikes[0])
+        for s in spikes[first : first + COUNTED]:
+            count = count + s
+        counts.append(count)
+    total = counts[0] if len(counts) == 1 else torch.stack(counts).double().sum(0)
     # By a tensor: on a GPU torch divides by a number through its reciprocal, which rounds twice.
-    return total / total.new_full((), p.steps) if READOUTS[p.readout] == "mean" else total
+    return (total / total.new_full((), len(spikes))).to(spikes[0].dtype)

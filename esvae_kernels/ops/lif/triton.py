@@ -19,7 +19,7 @@ from triton.language.extra import libdevice
 
 from ... import tiles
 from ...surrogate.triton import slope, smooth
-from .reference import AFFINE, CHUNK, PARAMETERS, Neuron, Wanted, state_dtype
+from .reference import AFFINE, CHUNK, COUNTED, PARAMETERS, READOUTS, Neuron, Wanted, state_dtype
 
 _WARPS = 4
 _THREADS = 32 * _WARPS
@@ -31,7 +31,7 @@ _FEW_REGISTERS, _REGISTERS, _MANY_REGISTERS = 128, 168, 208
 _HARD, _SOFT, _DELAYED, _AT_ONCE = (tl.constexpr(k) for k in (0, 1, 3, 4))  # of reference.RESETS
 _RATE, _WEIGHTS = tl.constexpr(1), tl.constexpr(2)  # of reference.READOUTS
 _DECAY, _GAIN, _REST, _THRESHOLD, _V_RESET, _SYNAPSE = (tl.constexpr(1 << k) for k in range(6))  # bits of `WANTED`
-_CHUNK = tl.constexpr(CHUNK)
+_CHUNK, _COUNTED = tl.constexpr(CHUNK), tl.constexpr(COUNTED)
 
 
 # ------------------------------------------------------------------------------------------------------ one time step
@@ -46,6 +46,7 @@ class _Kind(NamedTuple):
     SURROGATE: int
     SMOOTH: bool
     READOUT: int
+    COUNTS_ON: bool  # a rate over more steps than a count in the state's type holds
     CONSTANT: bool
     SYNAPTIC: bool
     SEVERAL: bool
@@ -260,8 +261,12 @@ def _lif_forward(
         R, CHANNELS, KIND,
     )  # fmt: skip
     v, i, total = _state(v0, here, R), _state(i0, here, R), tl.zeros(here.at.shape, R)
+    counted = tl.zeros(here.at.shape, tl.float64) if KIND.COUNTS_ON else total
     for first in range(0, steps, GROUP):
         chunk = first // _CHUNK
+        if KIND.COUNTS_ON:  # noqa: SIM102 - known when compiling
+            if first == first // _COUNTED * _COUNTED:
+                counted, total = counted + total, tl.zeros_like(total)
         if (first == chunk * _CHUNK) & (chunk > 0) & (chunk <= stored):
             _store(saved, chunk - 1, here, v)
             if KIND.SYNAPTIC:
@@ -283,7 +288,9 @@ def _lif_forward(
                 else:
                     _store(out, t, here, s)
     if KIND.READOUT:
-        if KIND.READOUT == _RATE:
+        if KIND.COUNTS_ON:
+            total = ((counted + total) / steps.to(tl.float64)).to(R)
+        elif KIND.READOUT == _RATE:
             total = _divided(total, steps.to(R))
         _store(out, 0, here, total)
     _store(v_last, 0, here, v)
@@ -539,6 +546,7 @@ def _common(
         SURROGATE=p.surrogate,
         SMOOTH=p.smooth,
         READOUT=p.readout,
+        COUNTS_ON=READOUTS[p.readout] == "rate" and p.steps > COUNTED,
         CONSTANT=p.constant,
         SYNAPTIC=p.synaptic,
         SEVERAL=p.several,
@@ -564,6 +572,7 @@ def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
 
 
 def lif(
+    backend: str,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
@@ -591,6 +600,7 @@ def lif(
 
 
 def lif_backward(
+    backend: str,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,

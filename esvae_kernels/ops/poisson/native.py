@@ -6,15 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ... import backends, native
+from ... import native
 from ...surrogate import Surrogate
 
 
-def _arguments(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: Surrogate) -> dict[str, Any]:
+def _values(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: Surrogate) -> dict[str, Any]:
     return {
-        "backend": backends.pick(rate.device),
-        "tensor": rate,
-        "work": spikes.numel(),
         "dtype": native.DTYPES[rate.dtype],
         "spikes_dtype": native.OUT_DTYPES[spikes.dtype],
         "rate": rate.data_ptr(),
@@ -26,18 +23,18 @@ def _arguments(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogat
         "surrogate": surrogate.id,
         "shape": float(surrogate.parameter),
         "scale": float(surrogate.scale),
-        "center": float(surrogate.shift),
+        "shift": float(surrogate.shift),
         "smooth": not surrogate.spiking,
     }
 
 
-def poisson(rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
-    arguments = _arguments(rate, ids, seed, out, surrogate)
-    native.call("poisson_forward", **arguments, dspikes=0, out=out.data_ptr())
+def poisson(backend: str, rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
+    values = _values(rate, ids, seed, out, surrogate) | {"out": out.data_ptr()}
+    native.call("poisson_forward", backend, rate, out.numel(), values)
 
 
 def poisson_backward(
-    rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
 ) -> None:
-    arguments = _arguments(rate, ids, seed, dspikes, surrogate)
-    native.call("poisson_backward", **arguments, dspikes=dspikes.data_ptr(), out=drate.data_ptr())
+    values = _values(rate, ids, seed, dspikes, surrogate) | {"dspikes": dspikes.data_ptr(), "out": drate.data_ptr()}
+    native.call("poisson_backward", backend, rate, dspikes.numel(), values)

@@ -27,10 +27,10 @@ def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.d
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return out
-    room = backends.room(__package__, rate.device)
+    backend, room = backends.room(__package__, rate.device)
     if room is None:
         return out.copy_(reference.poisson(rate, ids, _seed(seed), steps, surrogate, dtype))
-    room.poisson(rate.contiguous(), ids.contiguous(), seed, out, surrogate)
+    room.poisson(backend, rate.contiguous(), ids.contiguous(), seed, out, surrogate)
     return out
 
 
@@ -43,10 +43,10 @@ def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, 
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return drate
-    room = backends.room(__package__, rate.device)
+    backend, room = backends.room(__package__, rate.device)
     if room is None:
         return drate.copy_(reference.poisson_backward(rate, ids, _seed(seed), dspikes, surrogate))
-    room.poisson_backward(rate.contiguous(), ids.contiguous(), seed, dspikes.contiguous(), drate, surrogate)
+    room.poisson_backward(backend, rate.contiguous(), ids.contiguous(), seed, dspikes.contiguous(), drate, surrogate)
     return drate
 
 
