@@ -88,8 +88,8 @@ def from_nir(
     """A module that runs the graph over whole sequences, x (T, N, *) -> (T, N, *): `esvae_kernels.nn` and torch layers.
 
     Neurons take Euler steps of `dt`: decay = 1 - dt/tau and so on; they start at 0, of which NIR says nothing. Their
-    parameters are one value, one per channel (the first axis), or one per neuron. Of what `to_nir` has written, resets, thresholds,
-    starts, readouts (a readout's output has no time axis) and exact values come back from the metadata.
+    parameters are one value, one per channel (the first axis), or one per neuron. Of what `to_nir` has written, resets,
+    thresholds, starts, readouts (a readout's output has no time axis) and exact values come back from the metadata.
 
     Args:
         graph: without cycles and subgraphs, with one Input and one Output.
