@@ -190,6 +190,7 @@ def test_what_a_kernel_refuses_is_one_line(failed: Callable[..., str], monkeypat
     line = failed("train", "--model.threshold", "1e39")
     assert line.startswith("esvae: error: --model.threshold: got 1e+39, accepted are a finite number")
     monkeypatch.setitem(commands.RUN, "train", kernel())
+    monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)  # read anew at each call
     for name, refusal in (
         ("quantum", "ESVAE_BACKEND: got 'quantum', accepted are reference"),
         ("cuda", "backend 'cuda'"),
