@@ -96,10 +96,10 @@ inline void define_kernels(pybind11::module_& m, const Kernels& (*kernels)()) {
 
   const auto poisson = [kernels](bool forward) {
     return [kernels, forward](int dtype, int spikes_dtype, uintptr_t rate, uintptr_t ids, uintptr_t dspikes, uintptr_t out, int64_t steps,
-                     int64_t samples, int64_t elements, uintptr_t seed, int surrogate, double shape, double scale,
+                     int64_t samples, int64_t elements, uintptr_t seed, uint64_t noise_stream, int surrogate, double shape, double scale,
                      double center, bool smooth, int threads, int device, uintptr_t stream) {
       const Poisson a{static_cast<DType>(dtype), static_cast<DType>(spikes_dtype), pointer<void>(rate), pointer<int64_t>(ids), pointer<void>(dspikes),
-                      pointer<void>(out), steps, samples, elements, pointer<uint64_t>(seed), surrogate, shape, scale, center, smooth,
+                      pointer<void>(out), steps, samples, elements, pointer<uint64_t>(seed), noise_stream, surrogate, shape, scale, center, smooth,
                       {threads, device, pointer<void>(stream)}};
       py::gil_scoped_release release;
       (forward ? kernels().poisson_forward : kernels().poisson_backward)(a);
@@ -107,7 +107,7 @@ inline void define_kernels(pybind11::module_& m, const Kernels& (*kernels)()) {
   };
   for (const bool forward : {true, false})
     m.def(forward ? "poisson_forward" : "poisson_backward", poisson(forward), py::kw_only(), "dtype"_a, "spikes_dtype"_a, "rate"_a,
-          "ids"_a, "dspikes"_a, "out"_a, "steps"_a, "samples"_a, "elements"_a, "seed"_a, "surrogate"_a, "shape"_a,
+          "ids"_a, "dspikes"_a, "out"_a, "steps"_a, "samples"_a, "elements"_a, "seed"_a, "noise_stream"_a, "surrogate"_a, "shape"_a,
           "scale"_a, "center"_a, "smooth"_a, "threads"_a = 1, "device"_a = 0, "stream"_a = 0);
 }
 

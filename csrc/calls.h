@@ -95,6 +95,7 @@ struct Poisson {
   void* out;            // spikes, or the gradient of the rate
   int64_t steps, samples, elements;
   const uint64_t* seed;  // read where the kernel runs
+  uint64_t noise_stream;  // of the seed's
   int surrogate;
   double shape, scale, center;
   bool smooth;

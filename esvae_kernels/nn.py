@@ -16,6 +16,7 @@ from . import check
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
+from .ops.poisson.op import check_stream
 from .surrogate import ATan, Rectangular, StraightThrough, Surrogate
 
 if TYPE_CHECKING:
@@ -235,6 +236,9 @@ class Poisson(nn.Module):
     Equivalent to: `(torch.rand(steps, *rate.shape) < rate)`, differentiable in the rate.
 
     Shapes: rate (N, *) in [0, 1]; returns spikes (steps, N, *) in `dtype` (default: the rates' own).
+
+    Args:
+        stream: of the noise; where several layers are given one seed, each takes a stream of its own.
     """
 
     def __init__(
@@ -242,11 +246,13 @@ class Poisson(nn.Module):
         steps: int,
         *,
         surrogate: Surrogate = Rectangular(0.5),  # noqa: B008 - frozen
+        stream: int = 0,
         dtype: torch.dtype | None = None,
         check_rates: bool = False,
     ) -> None:
         super().__init__()
-        self.steps, self.surrogate, self.dtype, self.check_rates = steps, surrogate, dtype, check_rates
+        self.steps, self.surrogate, self.stream = steps, surrogate, check_stream(stream)
+        self.dtype, self.check_rates = dtype, check_rates
 
     def forward(
         self,
@@ -263,13 +269,15 @@ class Poisson(nn.Module):
             surrogate=self.surrogate,
             generator=generator,
             seed=seed,
+            stream=self.stream,
             dtype=self.dtype,
             check_rates=self.check_rates,
         )
 
     def extra_repr(self) -> str:
+        stream = f", stream={self.stream}" if self.stream else ""
         dtype = "" if self.dtype is None else f", dtype={self.dtype}"
-        return f"steps={self.steps}, surrogate={self.surrogate!r}{dtype}"
+        return f"steps={self.steps}, surrogate={self.surrogate!r}{stream}{dtype}"
 
 
 def _outputs(outputs: tuple[Tensor, ...], return_v: bool, states: int = 1) -> Tensor | tuple[Tensor, ...]:

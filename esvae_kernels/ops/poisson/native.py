@@ -10,7 +10,9 @@ from ... import backends, native
 from ...surrogate import Surrogate
 
 
-def _arguments(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: Surrogate) -> dict[str, Any]:
+def _arguments(
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, spikes: Tensor, surrogate: Surrogate
+) -> dict[str, Any]:
     return {
         "backend": backends.pick(rate.device),
         "tensor": rate,
@@ -23,6 +25,7 @@ def _arguments(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogat
         "samples": len(rate),
         "elements": rate.numel() // max(len(rate), 1),
         "seed": seed.data_ptr(),  # read where the kernel runs: a captured graph draws new noise
+        "noise_stream": stream,
         "surrogate": surrogate.id,
         "shape": surrogate.shape,
         "scale": float(surrogate.scale),
@@ -31,13 +34,13 @@ def _arguments(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogat
     }
 
 
-def poisson(rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
-    arguments = _arguments(rate, ids, seed, out, surrogate)
+def poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate) -> None:
+    arguments = _arguments(rate, ids, seed, stream, out, surrogate)
     native.call("poisson_forward", **arguments, dspikes=0, out=out.data_ptr())
 
 
 def poisson_backward(
-    rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
 ) -> None:
-    arguments = _arguments(rate, ids, seed, dspikes, surrogate)
+    arguments = _arguments(rate, ids, seed, stream, dspikes, surrogate)
     native.call("poisson_backward", **arguments, dspikes=dspikes.data_ptr(), out=drate.data_ptr())
