@@ -210,11 +210,6 @@ def drawn_if_none(seed: int | Tensor | None) -> int | Tensor:
     return int(torch.randint(2**62, ())) if seed is None else seed
 
 
-def following(seed: int | Tensor) -> int | Tensor:
-    """Another stream of noise of the same step or sequence."""
-    return (seed + 1) & (2**63 - 1)
-
-
 def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
     """That a state dict from `source` fits, or an InputError that names the first tensor that does not."""
     for name in sorted(tensors.keys() | expected.keys()):
