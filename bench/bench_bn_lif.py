@@ -156,7 +156,7 @@ def ours_of(case: Case, mean: Tensor, variance: Tensor) -> Callable[[Tensor, Ten
         "running_var": variance,
         "training": case.variant != "evaluation",
         "steps": case.steps if case.variant == "constant input" else None,
-        "readout": "rate" if case.variant == "rate readout" else None,
+        "readout": "mean" if case.variant == "rate readout" else None,
         "decay": DECAY,
         "threshold": THRESHOLD,
         "surrogate": SURROGATES[SURROGATE],

@@ -115,7 +115,7 @@ class Ours:
     def __init__(self, case: Case) -> None:
         self.options = {"decay": DECAY, "threshold": THRESHOLD, "surrogate": SURROGATES[case.surrogate]}
         if case.variant == "rate readout":
-            self.options["readout"] = "rate"
+            self.options["readout"] = "mean"
         elif case.variant == "readout weights":
             self.options["readout"] = torch.linspace(0.5, 1, case.steps)
         elif case.variant in ("soft reset", "delayed reset"):
@@ -174,7 +174,7 @@ def test_lif(case: Case, entry: str, noise: tuple[Tensor, Tensor], smoke: bool, 
             assert_ours_agrees(call, case, x, dout)
             inputs = (x, *call.parameters)
         else:
-            contender = lif_contender(entry, case.surrogate, "rate" if case.variant == "rate readout" else None)
+            contender = lif_contender(entry, case.surrogate, "mean" if case.variant == "rate readout" else None)
             assert_peer_agrees(entry, contender, case, x, dout)
             call, inputs = contender.call, (x,)
         measure_passes(measure, case.group, entry, call, inputs, dout, **info)
@@ -193,7 +193,7 @@ def assert_ours_agrees(ours: Ours, case: Case, x: Tensor, dout: Tensor) -> None:
 
 
 def assert_peer_agrees(entry: str, contender: Contender, case: Case, x: Tensor, dout: Tensor) -> None:
-    ours = lif_ours(case.surrogate, "rate" if case.variant == "rate readout" else None, **contender.ours)
+    ours = lif_ours(case.surrogate, "mean" if case.variant == "rate readout" else None, **contender.ours)
     flips, relative = contender.flips, 1e-4
     if case.dtype == BF16:  # the libraries' potentials are rounded to bf16 at every step, ours and the loops' are not
         flips, relative = (0.02, 0.1) if entry in ("SpikingJelly", "snnTorch") else (flips, 2**-7)

@@ -43,25 +43,18 @@ from table import GENERATION, OURS, TRAINING, TWIN
 from torch import Tensor, nn
 
 import esvae_kernels
-from esvae.extras import MissingExtra, needed
+from esvae import ESVAE
+from esvae.config import ModelConfig, preset
+from esvae.graph import Replay
+from esvae.layers import SpikingLayer
+from esvae.losses import mmd
+from esvae.precision import resolve_precision
 
 # The literal network is the tests' yardstick, and no package. Appended: bench's own conftest has to come first.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 import literal
 from literal import LiteralESVAE
-
-try:
-    with needed("model"):
-        from model_helpers import in_double, literal_network, noise, parameter_pairs, twin
-
-        from esvae import ESVAE
-        from esvae.config import ModelConfig, preset
-        from esvae.graph import Replay
-        from esvae.layers import SpikingLayer
-        from esvae.losses import mmd
-        from esvae.train import resolve_precision
-except MissingExtra as missing:
-    pytest.skip(str(missing), allow_module_level=True)
+from model_helpers import in_double, literal_network, noise, parameter_pairs, twin
 
 LATENT, SEED = 128, 0
 UNFUSED, SPIKINGJELLY, LITERAL, COMPILED = "batch_norm + lif", "SpikingJelly", "literal", "compiled literal"

@@ -1,5 +1,8 @@
 // What the module calls, on the CPU or a GPU: plain structs of addresses and sizes, and a table of functions. Nothing
 // here allocates tensors or checks them: Python has validated every argument.
+//
+// A struct's fields are listed once, as X(type, name): the struct is made of the list, and so is the form in which
+// Python packs it (bindings.h).
 #pragma once
 #include <cstdint>
 
@@ -7,100 +10,131 @@ namespace esvae {
 
 enum class DType : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3, u8 = 4 };  // u8: spikes, on their way out
 enum class Readout : int { none = 0, rate = 1, weights = 2 };
-enum class PerChannel : int { none = 0, affine = 1, all = 2 };  // affine: gain and rest
+enum class PerChannel : int { none = 0, affine = 1, all = 2 };  // affine: gain and bias
 
-constexpr int kChunk = 16;     // time steps between two stored potentials
+constexpr int kChunk = 16;             // time steps between two stored potentials
+constexpr int64_t kCounted = 1 << 24;  // spikes that a count in fp32 holds exactly: after so many steps it goes to fp64
 constexpr int kParameters = 6;  // the rows of `parameters`, the bits of `wanted`, in this order:
+constexpr const char* kParameterNames[kParameters] = {"decay", "gain", "bias", "threshold", "v_reset", "synaptic_decay"};
+using Numbers = double[kParameters];
 enum Wanted : int { kDecay = 1, kGain = 2, kRest = 4, kThreshold = 8, kVReset = 16, kSynapse = 32 };
 
+#define ESVAE_FIELD(type, name) type name;
+#define ESVAE_VISIT(type, name) visit(#name, name);
+#define ESVAE_STRUCT(Struct, FIELDS) \
+  struct Struct {                    \
+    FIELDS(ESVAE_FIELD)              \
+    template <class Visit>           \
+    void fields(Visit&& visit) {     \
+      FIELDS(ESVAE_VISIT)            \
+    }                                \
+  };
+
 // Where a call runs. On a GPU it is queued and not waited for.
-struct Place {
-  int threads;   // on the CPU
-  int device;    // or on this GPU,
-  void* stream;  // in this stream
-};
+#define ESVAE_PLACE(X)                    \
+  X(int, threads)   /* on the CPU */      \
+  X(int, device)    /* or on this GPU, */ \
+  X(void*, stream)  /* in this stream */
+ESVAE_STRUCT(Place, ESVAE_PLACE)
 
 // One call of the LIF, forward or backward. A row is one time step: `size` neurons; neuron i is of channel
 // (i / inner) % channels. R is the state's type: double where x is f64, else float. Null is "not there", "not wanted",
 // and for potentials, synaptic currents and gradients zero.
-struct Lif {
-  DType x_dtype, out_dtype;
-  const void* x;           // (T, size); x_stride between rows, 0: a current constant in time
-  int64_t x_stride;
-  const void* v0;          // R (size)
-  const void* i0;          // R (size)
-  double numbers[kParameters];
-  const void* parameters;  // R (6, channels): what is per channel takes the number's place
-  PerChannel per_channel;
-  int64_t channels, inner;
-  const double* weights;  // (T) for Readout::weights
-  int64_t steps, size;
-  int reset;  // esvae::Reset
-  bool synaptic, strict, several, detach_reset;
-  double v_min;  // -infinity: none
-  int surrogate;  // esvae::SurrogateId
-  double shape, scale, center;
-  bool smooth;
-  Readout readout;
-  Place place;
-  // forward
-  void* out;       // (T, size), or (size) with a readout
-  void* membrane;  // R (T, size)
-  void* v;         // R (size)
-  void* i;         // R (size)
-  void* saved;     // R (ceil(T/kChunk)-1, size), with a synapse twice, v and then i: written forward, read backward
-  // backward
-  const void* dout;
-  const void* dmembrane;
-  const void* dv;
-  const void* di;
-  const void* center_of_x;  // R (channels): the gradient of the gain is that of gain * (x - center_of_x)
-  int wanted;               // of enum Wanted
-  void* dx;                 // (T, size), or (size) when x is constant; x's type
-  void* dv0;                // R (size)
-  void* di0;                // R (size)
-  double* dparameters;      // (6, channels)
-  double* dweights;         // (T)
-  double* workspace;        // lif_workspace(a) numbers
-};
+#define ESVAE_LIF(X)                                                                                                  \
+  X(DType, x_dtype)                                                                                                   \
+  X(DType, out_dtype)                                                                                                 \
+  X(const void*, x)            /* (T, size); x_stride between rows, 0: a current constant in time */                  \
+  X(int64_t, x_stride)                                                                                                \
+  X(const void*, v0)           /* R (size) */                                                                         \
+  X(const void*, i0)           /* R (size) */                                                                         \
+  X(Numbers, numbers)          /* packed by the names of the parameters */                                            \
+  X(const void*, parameters)   /* R (6, channels): what is per channel takes the number's place */                    \
+  X(PerChannel, per_channel)                                                                                          \
+  X(int64_t, channels)                                                                                                \
+  X(int64_t, inner)                                                                                                   \
+  X(const double*, weights)    /* (T) for Readout::weights */                                                         \
+  X(int64_t, steps)                                                                                                   \
+  X(int64_t, size)                                                                                                    \
+  X(int, reset)                /* esvae::Reset */                                                                     \
+  X(bool, synaptic)                                                                                                   \
+  X(bool, strict)                                                                                                     \
+  X(bool, several)                                                                                                    \
+  X(bool, detach_reset)                                                                                               \
+  X(double, v_min)             /* -infinity: none */                                                                  \
+  X(int, surrogate)            /* esvae::SurrogateId */                                                               \
+  X(double, shape)                                                                                                    \
+  X(double, scale)                                                                                                    \
+  X(double, shift)                                                                                                    \
+  X(bool, smooth)                                                                                                     \
+  X(Readout, readout)                                                                                                 \
+  X(Place, place)                                                                                                     \
+  /* forward; `saved` is read backward */                                                                             \
+  X(void*, out)                /* (T, size), or (size) with a readout */                                              \
+  X(void*, membrane)           /* R (T, size) */                                                                      \
+  X(void*, v)                  /* R (size) */                                                                         \
+  X(void*, i)                  /* R (size) */                                                                         \
+  X(void*, saved)              /* R (ceil(T/kChunk)-1, size), with a synapse twice, v and then i */                   \
+  /* backward */                                                                                                      \
+  X(const void*, dout)                                                                                                \
+  X(const void*, dmembrane)                                                                                           \
+  X(const void*, dv)                                                                                                  \
+  X(const void*, di)                                                                                                  \
+  X(const void*, center_of_x)  /* R (channels): the gradient of the gain is that of gain * (x - center_of_x) */       \
+  X(int, wanted)               /* of enum Wanted */                                                                   \
+  X(void*, dx)                 /* (T, size), or (size) when x is constant; x's type */                                \
+  X(void*, dv0)                /* R (size) */                                                                         \
+  X(void*, di0)                /* R (size) */                                                                         \
+  X(double*, dparameters)      /* (6, channels) */                                                                    \
+  X(double*, dweights)         /* (T) */                                                                              \
+  X(double*, workspace)        /* lif_workspace(a) numbers */
+ESVAE_STRUCT(Lif, ESVAE_LIF)
 
 // Sum, over all but the channels, of y (size elements, of channel (i / inner) % channels): mean and biased variance.
-struct BatchStatistics {
-  DType dtype;
-  const void* y;
-  int64_t size, channels, inner;
-  double* mean;       // (channels)
-  double* variance;   // (channels)
-  double* workspace;  // batch_statistics_workspace(a) numbers
-  Place place;
-};
+#define ESVAE_BATCH_STATISTICS(X)                                    \
+  X(DType, dtype)                                                    \
+  X(const void*, y)                                                  \
+  X(int64_t, size)                                                   \
+  X(int64_t, channels)                                               \
+  X(int64_t, inner)                                                  \
+  X(double*, mean)       /* (channels) */                            \
+  X(double*, variance)   /* (channels) */                            \
+  X(double*, workspace)  /* batch_statistics_workspace(a) numbers */ \
+  X(Place, place)
+ESVAE_STRUCT(BatchStatistics, ESVAE_BATCH_STATISTICS)
 
 // dy = dx + (factor * y + offset), factor and offset per channel: what mean and variance add to the gradient of y.
-struct BatchCorrection {
-  DType dtype;
-  const void* dx;
-  const void* y;
-  const void* factors;  // R (2, channels): factor, offset
-  void* dy;
-  int64_t size, channels, inner;
-  Place place;
-};
+#define ESVAE_BATCH_CORRECTION(X)                                \
+  X(DType, dtype)                                                \
+  X(const void*, dx)                                             \
+  X(const void*, y)                                              \
+  X(const void*, factors)  /* R (2, channels): factor, offset */ \
+  X(void*, dy)                                                   \
+  X(int64_t, size)                                               \
+  X(int64_t, channels)                                           \
+  X(int64_t, inner)                                              \
+  X(Place, place)
+ESVAE_STRUCT(BatchCorrection, ESVAE_BATCH_CORRECTION)
 
 // rate (samples, elements); spikes or their gradients (T, samples, elements); ids (samples).
-struct Poisson {
-  DType dtype, spikes_dtype;
-  const void* rate;
-  const int64_t* ids;
-  const void* dspikes;  // backward only
-  void* out;            // spikes, or the gradient of the rate
-  int64_t steps, samples, elements;
-  const uint64_t* seed;  // read where the kernel runs
-  uint64_t noise_stream;  // of the seed's
-  int surrogate;
-  double shape, scale, center;
-  bool smooth;
-  Place place;
-};
+#define ESVAE_POISSON(X)                                              \
+  X(DType, dtype)                                                     \
+  X(DType, spikes_dtype)                                              \
+  X(const void*, rate)                                                \
+  X(const int64_t*, ids)                                              \
+  X(const void*, dspikes)   /* backward only */                       \
+  X(void*, out)             /* spikes, or the gradient of the rate */ \
+  X(int64_t, steps)                                                   \
+  X(int64_t, samples)                                                 \
+  X(int64_t, elements)                                                \
+  X(const uint64_t*, seed)  /* read where the kernel runs */          \
+  X(int64_t, noise_stream)  /* of the seed's, at least 0 */           \
+  X(int, surrogate)                                                   \
+  X(double, shape)                                                    \
+  X(double, scale)                                                    \
+  X(double, shift)                                                    \
+  X(bool, smooth)                                                     \
+  X(Place, place)
+ESVAE_STRUCT(Poisson, ESVAE_POISSON)
 
 #define ESVAE_KERNELS(X)                            \
   X(void, lif_forward, const Lif&)                  \

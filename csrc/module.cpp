@@ -1,4 +1,6 @@
 // The pybind11 module `_esvae_kernels`.
+#include <pybind11/stl.h>
+
 #include <string>
 #include <vector>
 

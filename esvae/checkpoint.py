@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from esvae.errors import InputError
+from esvae.extras import needed
+
+with needed("model"):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from safetensors.torch import save as to_safetensors
 
 FORMAT = "esvae-checkpoint"
 VERSION = 1

@@ -215,7 +215,7 @@ class Counter(TorchDispatchMode):
 
     def _neurons(self, module: BNLIF, args: tuple, kwargs: dict[str, Any], output: object) -> None:
         layer = self._layer(_layer_name(self._running[-1]))
-        found = module.forward(*args, **kwargs | {"readout": "rate"})  # whatever was asked for, the same spikes
+        found = module.forward(*args, **kwargs | {"readout": "mean"})  # whatever was asked for, the same spikes
         rates = found[0] if isinstance(found, tuple) else found
         steps = kwargs.get("steps") or len(args[0])
         spikes = (rates.double() * steps).round()

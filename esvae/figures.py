@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from esvae.errors import InputError
+from esvae.extras import needed
 from esvae.runs import atomic_write
+
+with needed("model"):
+    from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

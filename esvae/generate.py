@@ -16,7 +16,7 @@ from .checkpoint import read_json, whole_folder
 from .config import Config, ModelConfig, build
 from .errors import InputError
 from .models import MODELS, Model
-from .models.base import WEIGHTS, require_same_shapes
+from .models.hub import WEIGHTS, require_same_shapes
 from .runs import CONFIG, Run, atomic_write
 
 MAX_IMAGES = 100_000  # in one call: they are held in memory

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from esvae_kernels import surrogate
+from esvae_kernels import Hard, Soft, surrogate
 from esvae_kernels.nn import BNLIF
 
 from .config import ModelConfig
@@ -26,9 +26,9 @@ _SURROGATES = {
 }
 
 
-def make_surrogate(name: str, shape: float, center: float = 0.0) -> surrogate.Surrogate:
+def make_surrogate(name: str, shape: float, shift: float = 0.0) -> surrogate.Surrogate:
     cls = _SURROGATES[name]
-    return cls(center=center) if cls is surrogate.StraightThrough else cls(shape, center=center)
+    return cls(shift=shift) if cls is surrogate.StraightThrough else cls(shape, shift=shift)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -42,9 +42,8 @@ def neuron_options(config: ModelConfig) -> dict[str, Any]:
         "learn_decay": config.learn_decay,
         "decay": config.decay,
         "threshold": config.threshold,
-        "strict": config.strict,
-        "reset": config.reset,
-        "detach_reset": config.detach_reset,
+        "fire": ">" if config.strict else ">=",
+        "reset": Soft(config.detach_reset) if config.reset == "soft" else Hard(detach=config.detach_reset),
         "surrogate": make_surrogate(config.lif_surrogate, config.lif_shape, config.lif_center),
     }
 
@@ -97,7 +96,7 @@ class SpikingLayer(nn.Module):
     def forward(
         self, spikes: Tensor, readout: str | Tensor | None = None, v: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """spikes (T, N, *) -> spikes (T, N, *), or their readout (N, *); with the neurons' `return_v` and the last
+        """spikes (T, N, *) -> spikes (T, N, *), or their readout (N, *); with the neurons' `return_state` and the last
         potentials (N, *), which v, the ones before the first step, are likewise."""
         y = self.transform(spikes.flatten(0, 1))
         return self._kept(self.neurons(y.unflatten(0, spikes.shape[:2]), v, readout=readout), readout)

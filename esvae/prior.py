@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .extras import needed
 from .noise import Stream, normal
 
 
@@ -26,7 +27,8 @@ class MixturePrior(nn.Module):
     @torch.no_grad()
     def fit(self, rates: Tensor, seed: int) -> None:
         """rates (n, d), n at least 2."""
-        from sklearn.mixture import GaussianMixture
+        with needed("model"):
+            from sklearn.mixture import GaussianMixture
 
         if rates.dim() != 2 or len(rates) < 2 or rates.shape[1] != self.means.shape[1]:
             wanted = f"(n, {self.means.shape[1]}) with n at least 2"

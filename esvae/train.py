@@ -17,25 +17,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 from . import data, distributed, figures, noise
 from .checkpoint import optimizer_tensors, partial_path, remove_stale, restore_optimizer, sync_folder
 from .config import Config, TrainConfig
 from .errors import InputError
 from .evaluate import autocast, device_of, mean_squared_error, reconstructions
+from .extras import needed
 from .generate import choose_prior, load_weights
 from .graph import Replay
 from .layers import keep_rates, share_statistics
 from .models import MODELS, Model
 from .muon import Muon
+from .precision import resolve_precision
 from .prior import MixturePrior
 from .rates import rate_histograms
 from .runs import CONFIG, Run
+
+with needed("model"):
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from safetensors import SafetensorError
+    from torch.utils.tensorboard import SummaryWriter
 
 LOG_EVERY = 50  # steps between two records of the training loss
 CURVE_IMAGES = 2048  # of the test set, for the learning curve; `evaluate` takes all
@@ -520,18 +531,6 @@ def step_seed(seed: int, step: int) -> int:
     """The noise's seed at one step, without a state to keep: hashed to 63 bits, so that two steps, of this run or of
     another one, share it by a chance of 2^-63. Each who draws has a stream of it, `noise.Stream`."""
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto`: bf16 where the device multiplies in it, else fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # torch asks the current one
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that is accepted
-    capable = device.type == "cpu" and capabilities.get("avx512_bf16", False)
-    return "bf16" if capable else "fp32"
 
 
 @torch.no_grad()

@@ -6,6 +6,20 @@ from .native import package_version, tune_allocator
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
+from .reset import Delayed, Hard, Reset, Soft
 
 __version__ = package_version()
-__all__ = ["available_backends", "bn_lif", "lif", "nn", "poisson", "surrogate", "tune_allocator", "use_backend"]
+__all__ = [
+    "Delayed",
+    "Hard",
+    "Reset",
+    "Soft",
+    "available_backends",
+    "bn_lif",
+    "lif",
+    "nn",
+    "poisson",
+    "surrogate",
+    "tune_allocator",
+    "use_backend",
+]

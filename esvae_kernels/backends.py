@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,8 +26,8 @@ def _triton(device: str) -> str | None:
         return "Triton is missing; `pip install triton`"
     from triton import knobs
 
-    if knobs.runtime.interpret:  # TRITON_INTERPRET=1: the kernels run in Python, on any device
-        return None
+    if knobs.runtime.interpret:
+        return "TRITON_INTERPRET is set, and Triton's interpreter lacks functions that the kernels call"
     if device != "cuda":
         return f"it takes tensors on a GPU, this one is on {device}"
     return None if torch.cuda.is_available() else "torch sees no GPU"
@@ -47,8 +47,9 @@ _BACKENDS = {
 }
 # By device type, the fastest first; elsewhere the reference.
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
-# The innermost last. Of the process, not of a thread: autograd runs a GPU's backward in a thread of its own.
-_forced: list[str] = []
+# What `use_backend` forces, the innermost last, is kept in the state that torch has for each thread and that autograd
+# takes along into its own threads, where it runs a GPU's backward.
+_FORCED = "esvae_kernels.use_backend"
 
 
 def available_backends() -> list[str]:
@@ -67,21 +68,50 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Forces a backend within a `with` block, in all threads; an op raises there if it cannot run. Overrides
-    `ESVAE_BACKEND`. A backward that comes behind the block runs on what is picked then, and gives the same."""
-    _forced.append(_checked(name, "use_backend"))
-    try:
-        yield
-    finally:
-        _forced.pop()
+class use_backend(ContextDecorator):
+    """Forces a backend within a `with` block or a decorated function; an op raises there if it cannot run. Overrides
+    `ESVAE_BACKEND`.
+
+    It holds for the thread that enters it, for autograd's threads where `backward` is called in the block, and for
+    functions that are compiled and called in it. Blocks nest. A backward that comes behind the block runs on what is
+    picked then, and gives the same.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: it is entered within torch.compile, which would keep the choice in the compiled code.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _checked(name, "use_backend")
+        self._entered: list[_Choice] = []
+
+    def __enter__(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("use_backend: got a call within torch.compile, accepted is one around the compiled call")
+        choice = _Choice(self.name)
+        self._entered.append(choice)
+        torch._C._stash_obj_in_tls(_FORCED, (*_choices(), choice))
+
+    def __exit__(self, *error: object) -> None:
+        ended = self._entered.pop()  # this one, also where another was entered later: generators may interleave
+        torch._C._stash_obj_in_tls(_FORCED, tuple(choice for choice in _choices() if choice is not ended))
+
+
+class _Choice:
+    """One entry into a block."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _choices() -> tuple[_Choice, ...]:
+    return torch._C._get_obj_in_tls(_FORCED) if torch._C._is_key_in_tls(_FORCED) else ()
 
 
 def forced() -> str | None:
     """The backend that `use_backend` forces, or else `ESVAE_BACKEND`; None where the fastest one is to run."""
-    if _forced:
-        return _forced[-1]
+    if choices := _choices():
+        return choices[-1].name
     name = os.environ.get("ESVAE_BACKEND")
     return _checked(name, "ESVAE_BACKEND") if name else None
 
@@ -107,7 +137,8 @@ def _say_that_it_is_slow(device: str) -> None:
     warnings.warn(f"esvae_kernels runs on the slow reference, no other backend can run ({reasons})", stacklevel=2)
 
 
-def room(package: str, device: torch.device) -> ModuleType | None:
-    """The file of an op's room that runs a tensor on `device`; None for the reference, which has other arguments."""
+def room(package: str, device: torch.device) -> tuple[str, ModuleType | None]:
+    """The backend for a tensor on `device`, and the file of an op's room that runs it, whose functions are told the
+    backend; None for the reference, which has other arguments."""
     name = pick(device)
-    return None if name == "reference" else import_module(f"{package}.{_BACKENDS[name].file}")
+    return name, None if name == "reference" else import_module(f"{package}.{_BACKENDS[name].file}")

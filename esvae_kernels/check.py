@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ def floating(name: str, tensor: object, least_dims: int, shape: str) -> None:
 
 
 def steps(name: str, value: object) -> int:
+    if isinstance(value, Tensor) and torch.jit.is_tracing():  # a size of a tensor is one, there
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt) or value < 1:
         raise ValueError(f"{name}: got {value!r}, accepted is an integer of at least 1")
     return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value]
@@ -42,22 +46,25 @@ def like(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.dtype, 
         raise ValueError(f"{name}: got device {tensor.device}, accepted is {device}")
 
 
-def parameter(name: str, value: object, channels: int, device: torch.device, dtype: torch.dtype) -> float | Tensor:
-    """A number that is finite in `dtype`, or a tensor of 1 element or one per channel, whose values are never looked
-    at."""
-    per_channel = f" or ({channels},)" if channels != 1 else ""
-    if isinstance(value, Tensor):
-        # Not `in (1, channels)`: torch.compile takes that for identity where channels is a symbol.
-        if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, accepted are a number, (1,){per_channel}")
-        floating(name, value, 0, "of floating point")
-        if value.device != device:
-            raise ValueError(f"{name}: got device {value.device}, accepted is {device}")
-        return value
-    return number(name, value, f"are a finite number and a tensor (1,){per_channel}", dtype)
+def parameter(name: str, value: Tensor, inner: Sequence[int], device: torch.device) -> None:
+    """A tensor of one element, one per channel, or one per neuron of (N, *) = `inner`; its values are not looked at."""
+    floating(name, value, 0, "of floating point")
+    channels = inner[1] if len(inner) > 1 else 1
+    # Not `in (1, channels)`: torch.compile takes that for identity where channels is a symbol.
+    one_or_per_channel = value.dim() < 2 and (value.numel() == 1 or value.numel() == channels)
+    if not one_or_per_channel and (len(inner) < 2 or tuple(value.shape) != tuple(inner[1:])):
+        per_channel = f", ({channels},)" if len(inner) > 1 and channels != 1 else ""
+        per_neuron = f" or {tuple(inner[1:])}" if len(inner) > 2 else ""
+        raise ValueError(
+            f"{name}: got shape {tuple(value.shape)}, accepted are a number, (1,){per_channel}{per_neuron}"
+        )
+    if value.device != device:
+        raise ValueError(f"{name}: got device {value.device}, accepted is {device}")
 
 
-def number(name: str, value: object, accepted: str = "is a finite number", dtype: torch.dtype = torch.float64) -> float:
+def number(
+    name: str, value: object, accepted: str = "are a finite number and a tensor", dtype: torch.dtype = torch.float64
+) -> float:
     """A number that is finite in `dtype`, in which it is computed with."""
     if abs(found := real(value)) <= torch.finfo(dtype).max:
         return found
@@ -65,16 +72,15 @@ def number(name: str, value: object, accepted: str = "is a finite number", dtype
     raise ValueError(f"{name}: got {str(value)[:80]}, accepted {accepted}{in_dtype}")
 
 
-def spikes_dtype(dtype: object, source: Tensor, integers: bool, *others: object) -> torch.dtype:
-    """The dtype of what comes out, by default that of `source`. `integers`: whether it is spikes, 0 or 1. `source` and
-    `others` may need a gradient through it."""
+def spikes_dtype(dtype: object, source: torch.dtype, integers: bool, learns: bool) -> torch.dtype:
+    """The dtype of what comes out, by default `source`. `integers`: whether it is spikes, 0 or 1. `learns`: whether
+    what comes in needs a gradient through it."""
     if dtype is None:
-        return source.dtype
+        return source
     if dtype == torch.uint8:
         if not integers:
             raise ValueError("dtype: got torch.uint8, which holds spikes; accepted here is a floating-point dtype")
-        needs_gradient = any(isinstance(t, Tensor) and t.requires_grad for t in (source, *others))
-        if needs_gradient and torch.is_grad_enabled():
+        if learns:
             raise ValueError(
                 "dtype: got torch.uint8, through which no gradient flows; accepted here is a floating-point dtype "
                 "(or call under torch.no_grad())"
@@ -82,7 +88,14 @@ def spikes_dtype(dtype: object, source: Tensor, integers: bool, *others: object)
     elif not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in OUT_DTYPES)
         raise TypeError(f"dtype: got {dtype!r}, accepted are {accepted}")
-    return dtype  # type: ignore[return-value]
+    return dtype
+
+
+def renamed(function: str, options: dict[str, object], names: dict[str, str]) -> NoReturn:
+    """A keyword that is not known; `names`: those of before, and what they are now."""
+    for name in options.keys() & names.keys():
+        raise TypeError(f"{function}: got the keyword {name}, accepted in its place is {names[name]}")
+    raise TypeError(f"{function}: got the unknown keyword {next(iter(options))}")
 
 
 def surrogate(value: object) -> Surrogate:

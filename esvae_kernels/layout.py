@@ -31,13 +31,14 @@ def _has(tensor: Tensor, wanted: Sequence[int]) -> bool:
 
 def is_channels_last(tensor: Tensor, channel: int) -> bool:
     """Whether `tensor` is dense with axis `channel` innermost, and not contiguous as well."""
-    spatial = tensor.dim() - channel - 1
-    if spatial < 1 or _has(tensor, strides(tensor.shape, False, channel)):
+    if tensor.dim() - channel < 2 or tensor.is_contiguous():
         return False
     return _has(tensor, strides(tensor.shape, True, channel))
 
 
 def empty(shape: Sequence[int], channels_last: bool, channel: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    if not channels_last:
+        return like.new_empty(tuple(shape), dtype=dtype)
     return torch.empty_strided(
         tuple(shape), strides(shape, channels_last, channel), dtype=dtype, device=like.device, requires_grad=False
     )

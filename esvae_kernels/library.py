@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 
 import torch
 from torch import Tensor
+
+from .surrogate.reference import forward_mode
 
 LIBRARY = torch.library.Library("esvae_kernels", "DEF")
 
@@ -21,6 +24,60 @@ def register(schema: str, run: Callable, fake: Callable, vmap: Callable | None =
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     torch.library.register_vmap(qualified, vmap or (lambda *call: one_by_one(op, *call)), lib=LIBRARY)
     return op
+
+
+def require(condition: object, message: Callable[[], str]) -> None:
+    """`torch._check`, in a tenth of its 2 us where nothing is symbolic."""
+    if condition is not True:
+        torch._check(condition, message)
+
+
+class Autograd(Enum):
+    """What an op needs of autograd in a call."""
+
+    NONE = 0  # the raw op alone
+    EAGER = 1  # a function of `eager`
+    FULL = 2  # the autograd function, which torch.func and torch.compile know
+    FORWARD = 3  # the reference, which torch differentiates in any mode
+
+
+def learning(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done to the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autograd_of(*tensors: Tensor | None) -> Autograd:
+    """What a call with these tensors needs.
+
+    Raises:
+        RuntimeError: torch.jit.trace with a gradient, which it would drop without a word.
+    """
+    if torch.compiler.is_compiling():
+        return Autograd.FULL
+    if forward_mode():
+        return Autograd.FORWARD
+    if torch._C._are_functorch_transforms_active():
+        return Autograd.FULL
+    learns = learning(*tensors)
+    if learns and torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace: got tensors that need a gradient, which a trace drops; accepted is a trace under"
+            " torch.no_grad(), and torch.compile or torch.export in its place"
+        )
+    return Autograd.EAGER if learns else Autograd.NONE
+
+
+def eager(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The same autograd function with forward and setup_context in one: `apply` of the other form binds the arguments
+    to a signature that it inspects anew in each call, which takes 35 us."""
+
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(f"Eager{function.__name__.lstrip('_')}", (torch.autograd.Function,), members)
 
 
 def one_by_one(op: Callable, info, dims: Sequence[int | None], *arguments) -> tuple:

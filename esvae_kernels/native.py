@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+from collections.abc import Callable
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
+from struct import Struct
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # first: the module then shares torch's OpenMP threads instead of starting its own
 from torch import Tensor
@@ -50,25 +54,60 @@ def why_not_cuda(device: str) -> str | None:
     cuda = getattr(module, "cuda", None)
     if cuda is None:
         return f"the compiled module has no CUDA kernels: {module.why_no_cuda}"  # type: ignore[union-attr]
-    home = "cpu" if cuda.emulated else "cuda"  # tests emulate a GPU on host memory
-    if device != home:
+    if device != ("cpu" if cuda.emulated else "cuda"):
         return f"it takes tensors on a GPU, this one is on {device}"
     if not cuda.emulated and not torch.cuda.is_available():
         return "torch sees no GPU"
     return cuda.why_not() or None
 
 
-def call(function: str, backend: str, tensor: Tensor, work: int, **arguments: Any) -> Any:
+class _Function(NamedTuple):
+    """A function of the compiled module, and how its one argument is packed (csrc/bindings.h)."""
+
+    run: Callable[[bytes], Any]
+    home: str  # the type of device whose tensors it takes
+    pack: Callable[..., bytes]  # the values in order
+    in_order: Callable[[dict[str, Any]], tuple]
+    null: dict[str, int]  # every address, as it is where a call does not name it
+    names: tuple[str, ...]
+
+
+@cache
+def _function(backend: str, name: str) -> _Function:
+    homes = {"cpu": (module, "cpu")}
+    if cuda := getattr(module, "cuda", None):
+        homes["cuda"] = (cuda, "cpu" if cuda.emulated else "cuda")  # tests emulate a GPU on host memory
+    compiled, home = homes[backend]
+    form, names = compiled.layouts[name]  # type: ignore[union-attr]
+    null = {name: 0 for name, code in zip(names, form[1:], strict=True) if code == "Q"}
+    return _Function(getattr(compiled, name), home, Struct(form).pack, itemgetter(*names), null, names)
+
+
+def pack(
+    backend: str, function: str, values: dict[str, Any], *, threads: int = 1, device: int = 0, stream: int = 0
+) -> bytes:
+    """What a function of the compiled module takes. `values`: by the names of csrc/calls.h; an address that is not
+    among them is null."""
+    f = _function(backend, function)
+    every = f.null | values
+    every["threads"], every["device"], every["stream"] = threads, device, stream
+    if len(every) != len(f.names):  # as many, but others: a KeyError below
+        raise TypeError(f"{function}: unknown or missing: {', '.join(sorted(every.keys() ^ set(f.names)))}")
+    return f.pack(*f.in_order(every))
+
+
+def call(function: str, backend: str, tensor: Tensor, work: int, values: dict[str, Any]) -> Any:
     """Calls a function of the compiled module: on `cpu` with torch's threads for `work` elements, on `cuda` on the
     tensor's device, in torch's current stream."""
-    if backend == "cpu":
-        return getattr(module, function)(**arguments, threads=threads(work))
-    run = getattr(module.cuda, function)  # type: ignore[union-attr]
-    if not tensor.is_cuda:
-        return run(**arguments)
-    with torch.cuda.device(tensor.device):
+    run, home, *_ = _function(backend, function)
+    device = tensor.device
+    if device.type != home:
+        raise RuntimeError(f"{function}: got a tensor on {device}, the backend {backend!r} takes those on {home}")
+    if home == "cpu":
+        return run(pack(backend, function, values, threads=threads(work)))
+    with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
-        return run(**arguments, device=tensor.device.index, stream=stream)
+        return run(pack(backend, function, values, device=device.index, stream=stream))
 
 
 def address(tensor: Tensor | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +10,10 @@ from typing import TypeVar
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import lif
 from torch import Tensor
 
-from esvae_kernels import backends, lif, native, use_backend
+from esvae_kernels import backends, native, use_backend
 from esvae_kernels.ops.lif import reference
 from esvae_kernels.surrogate import (
     ATan,
@@ -35,14 +35,14 @@ SURROGATES = [
     Rectangular(width=0.8),
     StraightThrough(scale=0.7),
     Sigmoid(alpha=3.0),
-    ATan(alpha=1.5, center=0.1),
+    ATan(alpha=1.5, shift=0.1),
     Triangular(width=1.2, scale=1.3),
-    FastSigmoid(slope=2.5, center=-0.2, scale=1.5),
+    FastSigmoid(slope=2.5, shift=-0.2, scale=1.5),
     Gaussian(sigma=0.6),
     PiecewiseExp(alpha=2.0, scale=0.5),
 ]
 sampled = False  # whether a sample of the tests is run; conftest.py says so before any test is imported
-SMOOTH = [replace(s, smooth=True) for s in (Rectangular(width=2.5), *SURROGATES[1:])]
+SMOOTH = [replace(s, spiking=False) for s in (Rectangular(width=2.5), *SURROGATES[1:])]
 TOLERANCE = {  # of gradients: a few units in the last place, plus the rounding of a sum over time
     torch.float64: {"rtol": 1e-12, "atol": 1e-13},
     torch.float32: {"rtol": 2e-5, "atol": 2e-6},
@@ -170,11 +170,11 @@ def assert_sums(
 
 
 def parameters(
-    channels: int, seed: int = 0, dtype: torch.dtype = torch.float32, synapse: bool = False
+    channels: int, seed: int = 0, dtype: torch.dtype = torch.float32, synaptic_decay: bool = False
 ) -> dict[str, Tensor]:
     """The five parameters of a neuron and that of its synapse, one value per channel."""
-    ranges = {"decay": (0.2, 0.95), "gain": (0.5, 1.5), "rest": (-0.1, 0.2), "threshold": (0.3, 0.6)}
-    ranges |= {"v_reset": (-0.2, 0.1)} | ({"synapse": (0.2, 0.8)} if synapse else {})
+    ranges = {"decay": (0.2, 0.95), "gain": (0.5, 1.5), "bias": (-0.1, 0.2), "threshold": (0.3, 0.6)}
+    ranges |= {"v_reset": (-0.2, 0.1)} | ({"synaptic_decay": (0.2, 0.8)} if synaptic_decay else {})
     unit = uniform(len(ranges), channels, seed=seed, dtype=torch.float64)
     return {
         key: (low + (high - low) * row).to(dtype) for (key, (low, high)), row in zip(ranges.items(), unit, strict=True)
@@ -203,7 +203,7 @@ def flat(result: tuple) -> tuple[Tensor, ...]:
 
 def near_threshold(shape: tuple[int, ...], dtype: torch.dtype, **options) -> tuple[Tensor, Tensor]:
     """x (T, N, *) and v, of which every second membrane potential is the threshold or a neighbour of it."""
-    values = {"gain": 1.0, "rest": 0.0} | options
+    values = {"gain": 1.0, "bias": 0.0} | options
     decay, gain, rest, threshold = (torch.as_tensor(values[k], dtype=dtype) for k in reference.PARAMETERS[:4])
     targets = torch.stack([threshold, *(torch.nextafter(threshold, threshold + side) for side in (-1, 1))])
     x, start = randn(*shape, seed=1, dtype=dtype), randn(*shape[1:], seed=2, dtype=dtype)
@@ -222,38 +222,30 @@ def near_threshold(shape: tuple[int, ...], dtype: torch.dtype, **options) -> tup
 
 def neuron(
     *,
-    steps: int,
-    decay: float,
-    threshold: float,
-    constant: bool = False,
     reset: str = "hard",
     readout: str | None = None,
     surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
-    dtype: torch.dtype = torch.float32,
-    **rest,
+    synaptic_decay: float | None = None,
+    **options,
 ) -> reference.Neuron:
-    """The reference's options, written as the public function takes them. `readout`: None, "rate" or "weights"."""
-    defaults = {"gain": 1.0, "rest": 0.0, "v_reset": 0.0, "synapse": None, "v_min": -math.inf}
-    defaults |= dict.fromkeys(("strict", "several", "detach_reset", "record"), False)
-    rest = defaults | rest
-    synapse = rest.pop("synapse")
+    """The reference's options in the words of `parts.lif`. `readout`: None, "mean" or "weights"."""
     return reference.Neuron(
-        steps=steps,
-        constant=constant,
-        synaptic=synapse is not None,
-        synapse=synapse or 0.0,
+        synaptic=synaptic_decay is not None,
+        synaptic_decay=synaptic_decay or 0.0,
         reset=reference.RESETS.index(reset),
-        decay=decay,
-        threshold=threshold,
         surrogate=surrogate.id,
-        shape=surrogate.shape,
+        shape=surrogate.parameter,
         scale=surrogate.scale,
-        center=surrogate.center,
-        smooth=surrogate.smooth,
+        shift=surrogate.shift,
+        smooth=not surrogate.spiking,
         readout=reference.READOUTS.index(readout),
-        dtype=dtype,
-        **rest,
+        **options,
     )
+
+
+def raw(p: reference.Neuron) -> tuple[str, int]:
+    """As the raw ops take it."""
+    return p.text(), p.steps
 
 
 def one_line(call: Callable[[], object], error: type[Exception], start: str) -> None:

@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from parts import bn_lif, lif
 from torch import Tensor
 
-from esvae_kernels import bn_lif, lif, poisson, use_backend
+from esvae_kernels import poisson, use_backend
 from esvae_kernels.surrogate import SURROGATES
 
 RESETS = ("hard", "soft", "none", "delayed", "at_once")
-READOUTS, RECORDS = (None, "rate", "weights"), (None, "membrane")
+READOUTS, RECORDS = (None, "mean", "weights"), (None, "membrane")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 SHAPES = ((20, 33), (17, 3, 7), (35, 2, 5, 3, 3), (4, 2, 8, 4, 4), (3, 1, 130), (1, 2, 3, 5))
-NUMBERS = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
+NUMBERS = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "bias": 0.05, "v_reset": -0.1}
 Call = Callable[[], None]
 
 
@@ -36,8 +37,8 @@ def calls() -> Iterator[Call]:
     for index, (reset, readout, record, constant, parameters) in enumerate(grid):
         shape, dtype = SHAPES[index % len(SHAPES)], DTYPES[index // 2 % len(DTYPES)]
         options = {"reset": reset, "record": record, "strict": index % 5 == 0, "detach_reset": index % 3 == 0}
-        options["surrogate"] = replace(classes[index % len(classes)](), smooth=index % 7 == 0)
-        options |= rare(index, reset, parameters, options["surrogate"].smooth)
+        options["surrogate"] = replace(classes[index % len(classes)](), spiking=index % 7 != 0)
+        options |= rare(index, reset, parameters, not options["surrogate"].spiking)
         layout = index % 4 == 0
         yield lambda a=(shape, dtype, constant, layout, readout, parameters), o=options: call_lif(*a, **o)
         if len(shape) > 2 and parameters != "affine":
@@ -56,7 +57,7 @@ def rare(index: int, reset: str, parameters: str, smooth: bool) -> dict:
         return {}
     options: dict = {"v_min": -0.3} if lot.random() < 0.5 else {}
     if lot.random() < 0.5:
-        options["synapse"] = "all" if parameters == "all" else 0.6
+        options["synaptic_decay"] = "all" if parameters == "all" else 0.6
     if lot.random() < 0.6 and reset in ("hard", "soft", "none") and not smooth:
         options |= {"several": True, "strict": False, "detach_reset": True}
     return options
@@ -87,9 +88,9 @@ def current(shape: tuple[int, ...], dtype: torch.dtype, constant: bool, last: bo
 def call_lif(shape, dtype, constant: bool, last: bool, readout: str | None, parameters: str, **options) -> None:
     x, v, steps = current(shape, dtype, constant, last)
     channels = shape[2] if len(shape) > 2 else 1
-    names = {"numbers": (), "affine": ("gain", "rest"), "all": tuple(NUMBERS)}[parameters]
-    if options.get("synapse") == "all":
-        names = (*names, "synapse")
+    names = {"numbers": (), "affine": ("gain", "bias"), "all": tuple(NUMBERS)}[parameters]
+    if options.get("synaptic_decay") == "all":
+        names = (*names, "synaptic_decay")
     learnt = {name: tensor(channels, dtype=torch.float32) for name in names}
     weights = read_out(readout, shape[0])
     outputs = lif(x, v, readout=weights, **(NUMBERS | steps | options | learnt))
@@ -101,7 +102,7 @@ def call_bn_lif(shape, dtype, constant: bool, last: bool, readout: str | None, t
     y, v, steps = current(shape, dtype, constant, last)
     weight, bias, decay = (tensor(shape[2], dtype=torch.float32) for _ in range(3))
     running = {"running_mean": torch.zeros(shape[2]), "running_var": torch.ones(shape[2])}
-    options = {name: value for name, value in options.items() if name not in ("synapse", "v_min", "several")}
+    options = {name: value for name, value in options.items() if name not in ("synaptic_decay", "v_min", "several")}
     options |= steps | running | {"v": v, "training": training, "readout": read_out(readout, shape[0])}
     differentiate(bn_lif(y, weight, bias, decay=decay, threshold=0.4, **options), y, v, weight, bias, decay)
 

@@ -93,7 +93,7 @@ def _lif(dtype: torch.dtype = F32, shape: tuple = (6, 4, 8, 16), **options: Any)
 
 def _lif_channels(last: bool, dtype: torch.dtype = F32, **options: Any) -> None:
     state = F64 if dtype == F64 else F32
-    values = {name: _empty(64, dtype=state) for name in ("decay", "gain", "rest", "threshold", "v_reset")}
+    values = {name: _empty(64, dtype=state) for name in ("decay", "gain", "bias", "threshold", "v_reset")}
     _differentiate(*ek.lif(_empty(6, 4, 64, 16, dtype=dtype, last=last), **(NEURON | values | options)))
 
 
@@ -134,13 +134,13 @@ OPTIONS = {
     "lif-soft-sigmoid": Case(lambda: _lif(reset="soft", surrogate=Sigmoid()), True),
     "lif-delayed-strict": Case(lambda: _lif(reset="delayed", strict=True), True),
     "lif-at_once": Case(lambda: _lif(reset="at_once"), True),
-    "lif-none-smooth": Case(lambda: _lif(reset="none", surrogate=StraightThrough(smooth=True)), True),
+    "lif-none-smooth": Case(lambda: _lif(reset="none", surrogate=StraightThrough(spiking=False)), True),
     "lif-several": Case(lambda: _lif(reset="soft", several=True), True),
-    "lif-synapse-floor": Case(lambda: _lif(synapse=0.5, v_min=-1.0), True),
-    "lif-synapse-i-bf16": Case(lambda: _lif(BF16, synapse=0.5, i=_empty(4, 8, 16)), True),
-    "lif-synapse-at_once-f64": Case(lambda: _lif(F64, synapse=0.5, reset="at_once", readout="rate")),
+    "lif-synapse-floor": Case(lambda: _lif(synaptic_decay=0.5, v_min=-1.0), True),
+    "lif-synapse-i-bf16": Case(lambda: _lif(BF16, synaptic_decay=0.5, i=_empty(4, 8, 16)), True),
+    "lif-synapse-at_once-f64": Case(lambda: _lif(F64, synaptic_decay=0.5, reset="at_once", readout="mean")),
     "lif-delayed-floor": Case(lambda: _lif(reset="delayed", v_min=-1.0), True),
-    "lif-rate-bf16": Case(lambda: _lif(BF16, readout="rate")),
+    "lif-rate-bf16": Case(lambda: _lif(BF16, readout="mean")),
     "lif-weights-recorded": Case(lambda: _lif(readout=_empty(6, dtype=F64), record="membrane")),
     "lif-recorded-at_once": Case(lambda: _lif(reset="at_once", record="membrane"), True),
     "lif-constant": Case(lambda: _lif(shape=(4, 8, 16), steps=6)),
@@ -154,12 +154,14 @@ OPTIONS = {
     "lif-channels-several-floor": Case(
         lambda: _lif_channels(False, detach_reset=True, several=True, v_min=-1.0, surrogate=Sigmoid())
     ),
-    "lif-channels-synapse": Case(lambda: _lif_channels(False, synapse=_empty(64), i=_empty(4, 64, 16))),
-    "lif-channels-last-synapse-bf16": Case(lambda: _lif_channels(True, BF16, synapse=_empty(64), reset="delayed")),
+    "lif-channels-synapse": Case(lambda: _lif_channels(False, synaptic_decay=_empty(64), i=_empty(4, 64, 16))),
+    "lif-channels-last-synapse-bf16": Case(
+        lambda: _lif_channels(True, BF16, synaptic_decay=_empty(64), reset="delayed")
+    ),
     "bn_lif-f32": Case(lambda: _bn_lif(False)),
     "bn_lif-f64": Case(lambda: _bn_lif(False, F64)),
     "poisson-f64-straight-through": Case(lambda: _poisson(F64, surrogate=StraightThrough())),
-    "poisson-smooth": Case(lambda: _poisson(surrogate=ATan(smooth=True))),
+    "poisson-smooth": Case(lambda: _poisson(surrogate=ATan(spiking=False))),
 }
 ALL = PLAIN | OPTIONS
 FEW = ("lif-f32", "bn_lif-last-f32", "poisson-f32")

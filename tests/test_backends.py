@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 import torch
 from kernel_helpers import BACKENDS, cpu_only, needs_compiled, one_line
+from torch.utils.checkpoint import checkpoint
 
 from esvae_kernels import available_backends, backends, lif, native, poisson, tune_allocator, use_backend
 from esvae_kernels.ops.lif import native as lif_native
@@ -120,14 +122,122 @@ def test_use_backend_nests_and_restores() -> None:
     assert backends.pick(CPU) == "cpu"
 
 
-def test_use_backend_holds_in_all_threads() -> None:
-    """Of a GPU autograd runs the backward in a thread of its own."""
+def test_use_backend_holds_for_its_thread_alone() -> None:
     seen: list[str] = []
     with use_backend("reference"):
         other = threading.Thread(target=lambda: seen.append(backends.pick(CPU)))
         other.start()
         other.join()
-    assert seen == ["reference"]
+        assert backends.pick(CPU) == "reference"
+    assert seen == ["cpu"]
+
+
+def test_use_backend_of_one_thread_leaves_calls_of_another_alone() -> None:
+    """Of a choice for the whole process, 13 of 26,000 such calls picked one backend and ran on another."""
+    stop, x = threading.Event(), torch.randn(4, 2, 3)
+
+    def toggle() -> None:
+        while not stop.is_set():
+            with use_backend("reference"):
+                pass
+
+    interval, seen = sys.getswitchinterval(), set()
+    other = threading.Thread(target=toggle)
+    sys.setswitchinterval(1e-6)
+    other.start()
+    try:
+        for _ in range(300):
+            lif(x, decay=0.5, threshold=0.5)
+            poisson(x[0].sigmoid(), 4, seed=1)
+            seen.add(backends.pick(CPU))
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        other.join()
+    assert seen == {"cpu"}
+
+
+class Noting(torch.autograd.Function):
+    """The identity, whose backward notes its thread and the backend that is picked there."""
+
+    noted: ClassVar[list[tuple[int, str]]] = []
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx: torch.Tensor) -> torch.Tensor:
+        Noting.noted.append((threading.get_ident(), backends.pick(CPU)))
+        return dx
+
+
+def test_use_backend_holds_in_the_threads_of_autograd() -> None:
+    """Of a GPU autograd runs each backward in a thread of its own; on the CPU those that are nested deeper than 60."""
+
+    def nested(x: torch.Tensor, depth: int) -> torch.Tensor:
+        return checkpoint(nested, x, depth - 1, use_reentrant=True) if depth else Noting.apply(x)
+
+    out = nested(torch.ones(2, requires_grad=True), 70)
+    Noting.noted.clear()
+    with use_backend("reference"):
+        out.sum().backward()
+    ((thread, backend),) = Noting.noted
+    assert thread != threading.get_ident()
+    assert backend == "reference"
+
+
+def test_use_backend_in_generators_that_interleave() -> None:
+    def forced(name: str) -> Iterator[str]:
+        with use_backend(name):
+            while True:
+                yield backends.pick(CPU)
+
+    first, second = forced("reference"), forced("cpu")
+    assert [next(first), next(second)] == ["reference", "cpu"]
+    first.close()  # which was entered first
+    assert backends.pick(CPU) == "cpu"
+    assert backends.forced() == "cpu"
+    second.close()
+    assert backends.forced() is None
+
+
+def test_use_backend_decorates_and_is_entered_again() -> None:
+    @use_backend("reference")
+    def picked(depth: int = 0) -> str:
+        return picked(depth - 1) if depth else backends.pick(CPU)
+
+    assert picked(2) == "reference"
+    assert backends.forced() is None
+
+
+@needs_compiled
+def test_use_backend_around_and_within_a_compiled_call() -> None:
+    """Around it holds at each call; within it is refused, or the function runs uncompiled."""
+    calls: list[str] = []
+    x, kernel = torch.randn(4, 3), lif_native.lif
+
+    def compiled(**options) -> Callable:
+        torch._dynamo.reset()
+        return torch.compile(lambda: lif(x, decay=0.5, threshold=0.5)[0], backend="aot_eager", **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lif_native, "lif", lambda *a, **k: (calls.append("cpu"), kernel(*a, **k)))
+        run = compiled(fullgraph=True)
+        run()
+        with use_backend("reference"):
+            run()
+        assert calls == ["cpu"]
+
+        def within() -> torch.Tensor:
+            with use_backend("reference"):
+                return lif(x, decay=0.5, threshold=0.5)[0]
+
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="use_backend"):
+            torch.compile(within, fullgraph=True, backend="aot_eager")()
+        torch.compile(within, backend="aot_eager")()
+        assert calls == ["cpu"]
 
 
 @pytest.mark.parametrize("op", CALLS)

@@ -33,11 +33,14 @@ from kernel_helpers import (
     on_gpu,
     one_line,
     randn,
+    raw,
     use_kernel,
 )
+from parts import bn_lif, lif
 from torch import Tensor
 
-from esvae_kernels import bn_lif, lif, use_backend
+import esvae_kernels
+from esvae_kernels import use_backend
 from esvae_kernels.layout import is_channels_last
 from esvae_kernels.ops.bn_lif import reference
 from esvae_kernels.ops.lif.reference import state_dtype
@@ -118,7 +121,7 @@ def call(
 ) -> dict:
     """The arguments of `bn_lif` for a sequence of `shape` (T, N, C, *); `constant`: of equal steps.
 
-    `parameters`: "numbers", "one" element each or one "per channel". `readout`: None, "rate" or "weights".
+    `parameters`: "numbers", "one" element each or one "per channel". `readout`: None, "mean" or "weights".
     """
     steps, *inner = shape
     channels, state = shape[2], state_dtype(dtype)
@@ -157,7 +160,7 @@ def assert_equal(actual: Result, expected: Result, tolerance: float, floor: floa
 SHAPES = [(5, 4, 7), (18, 3, 3, 9), (7, 4, 6, 5, 3), (33, 2, 1, 3, 2), (1, 6, 5, 2, 2), (16, 1, 4, 7)]
 GRID = list(
     itertools.product(
-        ("training", "evaluation"), RESETS, (None, "rate", "weights"), ("", "recorded"), ("sequence", "constant")
+        ("training", "evaluation"), RESETS, (None, "mean", "weights"), ("", "recorded"), ("sequence", "constant")
     )
 )
 
@@ -265,7 +268,7 @@ def test_mean_far_from_zero(backend: str, training: bool) -> None:
     """mean = 1000 standard deviations, in fp32, against fp64 of the same numbers. a y + b loses 1000 of the 2^24 of a
     float, 6e-5 of a standard deviation; smooth spikes pass that on without flips."""
     arguments = call(
-        (9, 8, 3, 11, 13), dtype=torch.float32, training=training, surrogate=Sigmoid(alpha=2.0, smooth=True)
+        (9, 8, 3, 11, 13), dtype=torch.float32, training=training, surrogate=Sigmoid(alpha=2.0, spiking=False)
     )
     arguments |= {"y": randn(9, 8, 3, 11, 13) + 1000, "decay": 0.5}
     arguments |= norm(3) | {"running_mean": torch.full((3,), 1000.0, dtype=torch.float64)}
@@ -401,7 +404,7 @@ def test_the_check_of_crossings_has_teeth() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
-@pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
+@pytest.mark.parametrize("readout", [None, "mean", "weights"], ids=str)
 @on_both
 def test_halves_against_fp64(backend: str, readout: str | None, dtype: torch.dtype) -> None:
     """Of the same inputs: one rounding of what is stored, and a second of y's gradient, before its correction."""
@@ -487,7 +490,7 @@ def smooth_call(index: int, training: bool, shape: Sequence[int] = (3, 2, 2, 2))
         training=training,
         momentum=0.0,
         reset=RESETS[index % 4],
-        readout=(None, "weights", "rate")[index % 3],
+        readout=(None, "weights", "mean")[index % 3],
         parameters=("per channel", "one", "numbers")[index // 2 % 3],
         constant=index % 5 == 0,
         record="membrane" if index % 2 else None,
@@ -648,7 +651,7 @@ def test_nothing_of_the_size_of_y_is_allocated_but_the_spikes() -> None:
     y, slack = arguments["y"].requires_grad_(), 2**16  # statistics and potentials: a small part of y's 512 KiB
     row = y[0].nbytes
     assert peak(lambda: bn_lif(**arguments)) < y.nbytes + row + slack
-    assert peak(lambda: bn_lif(**(arguments | {"readout": "rate"}))) < 2 * row + slack
+    assert peak(lambda: bn_lif(**(arguments | {"readout": "mean"}))) < 2 * row + slack
     spikes, v = bn_lif(**arguments)
     ds, dv = randn(*spikes.shape), randn(*v.shape, seed=1)
     backward = lambda: torch.autograd.grad((spikes, v), y, (ds, dv), retain_graph=True)  # noqa: E731
@@ -694,7 +697,7 @@ def test_any_strides(backend: str, layout: str, training: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("space", [(4, 6), (6,), (2, 4, 6)], ids=["HW", "L", "DHW"])
 def test_channels_last_stays(backend: str, space: tuple[int, ...], dtype: torch.dtype, training: bool) -> None:
-    for constant, readout in itertools.product((False, True), (None, "rate")):
+    for constant, readout in itertools.product((False, True), (None, "mean")):
         arguments = call((5, 3, 5, *space), dtype=dtype, training=training, constant=constant, readout=readout)
         dense, channel = on(backend, arguments), 1 if constant else 2
         last = on(backend, arguments | {"y": channels_last(arguments["y"], channel)})
@@ -711,7 +714,7 @@ def test_channels_last_stays(backend: str, space: tuple[int, ...], dtype: torch.
 @on_both
 @pytest.mark.parametrize("shape", [(3, 0, 2), (40, 0, 2), (3, 0, 2, 4, 4), (3, 2, 2, 0), (3, 2, 0)], ids=str)
 def test_empty_in_evaluation(backend: str, shape: tuple[int, ...]) -> None:
-    for readout in (None, "rate", "weights"):
+    for readout in (None, "mean", "weights"):
         arguments = call(shape, training=False, readout=readout, dtype=torch.float32, parameters="per channel")
         result = on(backend, arguments)
         assert result.outputs[0].shape == (shape if readout is None else shape[1:])
@@ -750,13 +753,13 @@ def test_opcheck_of_the_lif_as_it_is_called_here(layout: str, rows: int, constan
     y = LAYOUTS[layout](randn(*(2, channels, 4) if constant else (steps, 2, channels, 4)), 1 if constant else 2)
     v, parameters = randn(2, channels, 4, seed=1), randn(rows, channels, seed=2).abs()
     p = neuron(steps=steps, constant=constant, decay=0.5, threshold=0.4, record=True)
-    torch.library.opcheck(ops.lif_fwd, (y, v, None, parameters, None, True, *p))
-    out, last, _, membrane, kept = ops.lif_fwd(y, v, None, parameters, None, True, *p)
-    inputs = (y, v, None, parameters, None, kept, out, last, None, membrane)
+    torch.library.opcheck(ops.lif_fwd, (y, v, None, parameters, None, None, *raw(p), 1))
+    out, last, _, membrane, kept = ops.lif_fwd(y, v, None, parameters, None, None, *raw(p), 1)
+    inputs = (y, v, None, parameters, None, None, kept, out, last, None, membrane)
     center, factors = randn(channels, seed=4), randn(2, channels, seed=5)
     bits = 3 if rows == 2 else 0b10111
     for want_y in (False, True):
-        torch.library.opcheck(ops.lif_bwd, (*inputs, center, want_y, True, False, False, bits, *p))
+        torch.library.opcheck(ops.lif_bwd, (*inputs, center, *raw(p), want_y, True, False, False, bits))
     torch.library.opcheck(ops.bn_lif_correct, (y + 1, y, factors, 1 if constant else 2))
 
 
@@ -783,11 +786,11 @@ def test_center_of_the_raw_backward(backend: str) -> None:
         y = randn(*(2, channels, 4) if constant else (steps, 2, channels, 4), dtype=torch.float64)
         v, parameters = randn(2, channels, 4, seed=1).double(), randn(2, channels, seed=2).abs().double()
         p = neuron(steps=steps, constant=constant, decay=0.5, threshold=0.4, dtype=torch.float64)
-        out, last, _, _, kept = ops.lif_fwd(y, v, None, parameters, None, True, *p)
-        inputs = (y, v, None, parameters, None, kept, out, last, None, None)
+        out, last, _, _, kept = ops.lif_fwd(y, v, None, parameters, None, None, *raw(p), 1)
+        inputs = (y, v, None, parameters, None, None, kept, out, last, None, None)
         center = randn(channels, seed=4).double()
-        sums = ops.lif_bwd(*inputs, None, True, False, False, False, 3, *p)[3]
-        centered = ops.lif_bwd(*inputs, center, False, False, False, False, 3, *p)[3]
+        sums = ops.lif_bwd(*inputs, None, *raw(p), True, False, False, False, 3)[3]
+        centered = ops.lif_bwd(*inputs, center, *raw(p), False, False, False, False, 3)[3]
         assert_near(centered, torch.stack([sums[0] - center * sums[1], sums[1]]), 1e-12)
 
 
@@ -798,7 +801,7 @@ def train(function: Callable[..., tuple[Tensor, ...]], arguments: dict) -> list[
 
 COMPILED = {
     "plain": {},
-    "rate": {"readout": "rate"},
+    "rate": {"readout": "mean"},
     "constant": {"constant": True},
     "channels-last": {"layout": "channels-last"},
     "per-channel": {"parameters": "per channel"},
@@ -924,7 +927,7 @@ def calls(draw: st.DrawFn) -> dict:
         constant=constant,
         layout=choose(*LAYOUTS),
         parameters=choose("numbers", "one", "per channel"),
-        readout=choose(None, "rate", "weights"),
+        readout=choose(None, "mean", "weights"),
         start=draw(st.booleans()),
         reset=choose(*RESETS),
         strict=draw(st.booleans()),
@@ -974,9 +977,12 @@ BAD = {
     "v-shape": (ValueError, "v: got shape (2, 3), accepted is (2, 3, 5)", {"v": torch.zeros(2, 3)}),
     "v-dtype": (TypeError, "v: got dtype torch.float64", {"v": torch.zeros(2, 3, 5).double()}),
     "v-device": (ValueError, "v: got device meta", {"v": torch.zeros(2, 3, 5, device="meta")}),
-    "reset": (ValueError, "reset: got 'zero'", {"reset": "zero"}),
+    "reset": (TypeError, "reset: got 'hard'", {"reset": "hard"}),
+    "multi_spike": (ValueError, "fire: got 'multi_spike', accepted by bn_lif are", {"fire": "multi_spike"}),
+    "eps": (ValueError, "eps: got -5, accepted is a number of at least 0", {"eps": -5}),
+    "renamed": (TypeError, "bn_lif: got the keyword strict, accepted in its place", {"strict": True}),
     "surrogate": (TypeError, "surrogate: got 'atan'", {"surrogate": "atan"}),
-    "readout": (ValueError, "readout: got 'mean'", {"readout": "mean"}),
+    "readout": (ValueError, "readout: got 'rate'", {"readout": "rate"}),
     "record": (ValueError, "record: got 'spikes'", {"record": "spikes"}),
     "dtype": (TypeError, "dtype: got torch.int32", {"dtype": torch.int32}),
     "decay": (ValueError, "decay: got nan", {"decay": math.nan}),
@@ -1004,8 +1010,8 @@ for key, value in itertools.product(
 def test_bad_input_is_named_in_one_line(case: str) -> None:
     error, start, arguments = BAD[case]
     running = {"running_mean": torch.full((3,), 5.0), "running_var": torch.full((3,), 6.0)}
-    good = {"y": Y, "weight": C3, "bias": C3, **running, "training": True, **NEURON}
-    one_line(lambda: bn_lif(**(good | arguments)), error, start)
+    good = {"y": Y, "weight": C3, "bias": C3, **running, "training": True, "decay": 0.9, "threshold": 0.4}
+    one_line(lambda: esvae_kernels.bn_lif(**(good | arguments)), error, start)
     assert running["running_mean"].tolist() == [5.0] * 3  # refused before anything is written
     assert running["running_var"].tolist() == [6.0] * 3
 

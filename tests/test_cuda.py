@@ -4,6 +4,7 @@ test_cuda_emulated.py."""
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -16,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_helpers import one_line
+from parts import lif
 
-from esvae_kernels import available_backends, lif, native, use_backend
+from esvae_kernels import available_backends, native, use_backend
 
 ARCHITECTURES = {"sm_80", "sm_90", "sm_100"}
 SPECIAL = ("finish", "batch_sums")  # these read as a thread's vectors fall, not once per thread
@@ -101,13 +103,19 @@ def test_without_a_driver_it_says_so() -> None:
     assert re.fullmatch(
         "there is no NVIDIA (driver|GPU)|the NVIDIA driver supports .*|.*no CUDA.*device.*", CUDA.why_not()
     )
-    numbers = dict.fromkeys(("x_dtype", "out_dtype"), 1) | dict.fromkeys(("parameters", "per_channel", "weights"), 0)
+    _, names = CUDA.layouts["lif_forward"]
+    values = dict.fromkeys(names, 0) | {"x_dtype": 1, "out_dtype": 1, "x": 16, "out": 16, "x_stride": 4, "size": 4}
+    values |= {"decay": 0.5, "gain": 1, "threshold": 1, "v_min": -math.inf, "shape": 1, "scale": 1}
+    values |= {"channels": 1, "inner": 4, "steps": 1}
     with pytest.raises(RuntimeError, match=r"^lif_forward: "):  # the caller is trusted to have asked; even so, no crash
-        CUDA.lif_forward(
-            **numbers, x=16, x_stride=4, v0=0, i0=0, numbers=[0.5, 1, 0, 1, 0, 0], channels=1, inner=4, steps=1, size=4,
-            synaptic=False, v_min=float("-inf"), reset=0, strict=False, several=False, detach_reset=False, surrogate=0,
-            shape=1, scale=1, center=0, smooth=False, readout=0, out=16,
-        )  # fmt: skip
+        CUDA.lif_forward(native.pack("cuda", "lif_forward", values))
+
+
+@needs_cuda
+def test_a_tensor_on_the_host_is_refused() -> None:
+    """What is not for the CPU's kernels is not therefore for these."""
+    refused = "lif_forward: got a tensor on cpu, the backend 'cuda' takes those on cuda"
+    one_line(lambda: native.call("lif_forward", "cuda", torch.empty(4), 4, {}), RuntimeError, refused)
 
 
 @needs_cuda

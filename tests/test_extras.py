@@ -1,4 +1,4 @@
-"""What esvae needs, and when: help and version Python alone, `info` no extra, all else the extra `model`."""
+"""What esvae needs, and when: help and version Python alone, `info` and the networks no extra, all else `model`."""
 
 from __future__ import annotations
 
@@ -108,18 +108,45 @@ def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "from esvae import ESVAE",
         "from esvae import load_official_state_dict",
         "from esvae import data",
-        "import esvae.models",
+        "import esvae.checkpoint",
+        "import esvae.figures",
+        "import esvae.train",
+        "ESVAE.from_pretrained('fashion-mnist')",
+        "ESVAE(latent=4).save_pretrained('folder')",
+        "ESVAE(latent=4).push_to_hub('someone/model')",
+        "ESVAE(latent=4, prior='mixture').mixture.fit(torch.rand(9, 4), seed=0)",
     ],
 )
-def test_import_without_the_extra_says_what_to_install(statement: str) -> None:
-    done = python(f"{BLOCK}{statement}")
+def test_what_needs_the_extra_says_what_to_install(statement: str) -> None:
+    done = python(f"{BLOCK}import torch\nfrom esvae import ESVAE\n{statement}")
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith("esvae.extras.MissingExtra: this needs ")
     assert line.endswith(": pip install 'esvae[model]'")
+
+
+def test_networks_run_and_learn_without_the_extra() -> None:
+    program = """
+import torch
+from esvae.config import TrainConfig
+from esvae.models import MODELS
+
+config, images, seed = TrainConfig(), torch.rand(2, 1, 32, 32) * 2 - 1, 0
+for kind, make in MODELS.items():
+    model = make(latent=4, steps=1 if kind == "vae" else 2)
+    assert model.generate(3, seed=seed).shape == (3, 1, 32, 32)
+    if kind == "gan":
+        continue
+    optimizer = torch.optim.AdamW(model.parameter_groups(config))
+    model.loss(model(images, seed=seed), images, config)["loss"].backward()
+    before = model.to_image.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model.to_image.weight, before), kind
+"""
+    done = python(BLOCK + program)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_module_of_ours_is_no_missing_extra() -> None:

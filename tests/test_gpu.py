@@ -12,10 +12,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from kernel_helpers import BACKENDS, DEVICE, KERNELS, assert_all_same_bits, assert_same_bits, on_gpu, one_line
+from parts import bn_lif, lif
 from torch import Tensor
 
 from esvae.extras import MissingExtra, needed
-from esvae_kernels import available_backends, backends, bn_lif, lif, poisson, use_backend
+from esvae_kernels import available_backends, backends, poisson, use_backend
 from esvae_kernels.surrogate import ATan, Sigmoid, StraightThrough
 
 pytestmark = pytest.mark.skipif(torch.device("cpu") == DEVICE, reason="pytest --device cuda")
@@ -70,7 +71,7 @@ class Step:
         """The sampled spikes, the readout, the gradients."""
         spikes = poisson(self.rate, 20, seed=self.seed, surrogate=StraightThrough())
         hidden, _ = bn_lif(spikes, **self.norm, training=True, surrogate=ATan(2.0), **OPTIONS)
-        rate, last = lif(hidden, self.v, **self.neurons, reset="soft", readout="rate", surrogate=Sigmoid(3.0))
+        rate, last = lif(hidden, self.v, **self.neurons, reset="soft", readout="mean", surrogate=Sigmoid(3.0))
         gradients = torch.autograd.grad(rate.square().sum() + last.square().mean(), self.parameters)
         with torch.no_grad():
             for parameter, gradient in zip(self.parameters[1:], gradients[1:], strict=True):  # the rates stay
@@ -102,7 +103,7 @@ def test_a_backward_runs_on_the_forced_backend(backend: str, monkeypatch: pytest
     """autograd runs it in a thread of its own."""
     ran = []
     with use_backend(backend):
-        room = backends.room("esvae_kernels.ops.lif", DEVICE)
+        _, room = backends.room("esvae_kernels.ops.lif", DEVICE)
         run = room.lif_backward
         monkeypatch.setattr(room, "lif_backward", lambda *arguments: ran.append(backend) or run(*arguments))
         x = numbers(4, 3).requires_grad_()
@@ -227,7 +228,7 @@ def poisson_call(device: torch.device = DEVICE, **options) -> Callable[[], None]
 CALLS = {
     "lif": lif_call,
     "lif-constant-delayed": lambda **d: lif_call(steps=20, reset="delayed", **d),
-    "lif-rate-recorded": lambda **d: lif_call(readout="rate", record="membrane", **d),
+    "lif-rate-recorded": lambda **d: lif_call(readout="mean", record="membrane", **d),
     "lif-per-channel": lambda device=DEVICE: lif_call(**per_channel(device), device=device),
     "lif-one-element": lambda device=DEVICE: lif_call(
         gain=torch.ones(1, device=device).requires_grad_(), device=device

@@ -18,10 +18,11 @@ from kernel_helpers import (
     randn,
     uniform,
 )
+from parts import BNLIF, LIF, bn_lif, lif, whole
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from esvae_kernels import bn_lif, lif, nn, poisson
+from esvae_kernels import nn, poisson
 from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough
 
 on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
@@ -29,10 +30,10 @@ OPTIONS = {
     "decay": 0.9,
     "threshold": 0.4,
     "gain": 0.7,
-    "rest": 0.05,
+    "bias": 0.05,
     "reset": "soft",
     "v_reset": -0.1,
-    "synapse": None,
+    "synaptic_decay": None,
     "v_min": None,
     "detach_reset": True,
     "strict": True,
@@ -41,10 +42,14 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("readout", [None, "rate", [0.5] * 20], ids=["spikes", "rate", "weights"])
+def without(options: dict, name: str) -> dict:
+    return {key: value for key, value in options.items() if key != name}
+
+
+@pytest.mark.parametrize("readout", [None, "mean", [0.5] * 20], ids=["spikes", "rate", "weights"])
 def test_lif_is_the_function(readout: object) -> None:
     x, v = randn(20, 6, 5).requires_grad_(), randn(6, 5, seed=1).requires_grad_()
-    module = nn.LIF(**OPTIONS, readout=readout, return_v=True)
+    module = LIF(**OPTIONS, readout=readout, return_state=True)
     outputs, expected = module(x, v), lif(x, v, **OPTIONS, readout=readout)
     for a, b in zip(outputs, expected, strict=True):
         assert_same_bits(a, b)
@@ -56,13 +61,13 @@ def test_lif_is_the_function(readout: object) -> None:
 def test_every_option_reaches_the_function() -> None:
     """With each option changed alone, the module still equals the function."""
     x = randn(20, 50).requires_grad_()
-    changes = {"decay": 0.5, "threshold": 0.6, "gain": 1.1, "rest": 0.0, "reset": "hard", "v_reset": 0.2}
+    changes = {"decay": 0.5, "threshold": 0.6, "gain": 1.1, "bias": 0.0, "reset": "hard", "v_reset": 0.2}
     changes |= {"detach_reset": False, "strict": False, "surrogate": Rectangular(0.5)}
-    changes |= {"synapse": 0.5, "v_min": -0.2, "several": True}
+    changes |= {"synaptic_decay": 0.5, "v_min": -0.2, "several": True}
     assert set(changes) == set(OPTIONS)
     for name, value in changes.items():
         options = OPTIONS | {"reset": "hard", "strict": name != "several"} | {name: value}
-        spikes, expected = nn.LIF(**options)(x), lif(x, **options)[0]
+        spikes, expected = LIF(**options)(x), lif(x, **options)[0]
         assert_same_bits(spikes, expected)
         gradients = [torch.autograd.grad((s * randn(20, 50, seed=1)).sum(), x)[0] for s in (spikes, expected)]
         assert_same_bits(*gradients)
@@ -70,17 +75,17 @@ def test_every_option_reaches_the_function() -> None:
 
 def test_lif_defaults_are_those_of_the_function() -> None:
     x = randn(20, 6).requires_grad_()
-    spikes, expected = nn.LIF(decay=0.5, threshold=0.3)(x), lif(x, decay=0.5, threshold=0.3)[0]
+    spikes, expected = LIF(decay=0.5, threshold=0.3)(x), lif(x, decay=0.5, threshold=0.3)[0]
     assert_same_bits(spikes, expected)
     assert_same_bits(*(torch.autograd.grad(s.sum(), x)[0] for s in (spikes, expected)))
 
 
 def test_lif_returns_v_on_request_and_keeps_no_state() -> None:
-    module, x = nn.LIF(decay=0.5, threshold=0.3), randn(20, 6)
+    module, x = LIF(decay=0.5, threshold=0.3), randn(20, 6)
     first = module(x)
     assert isinstance(first, torch.Tensor)
     assert_same_bits(module(x), first)
-    with_v = nn.LIF(decay=0.5, threshold=0.3, return_v=True)
+    with_v = LIF(decay=0.5, threshold=0.3, return_state=True)
     start, v = with_v(x[:7])
     rest, v = with_v(x[7:], v)
     assert_same_bits(torch.cat([start, rest]), first)
@@ -91,14 +96,14 @@ def test_lif_returns_v_on_request_and_keeps_no_state() -> None:
 
 def test_lif_with_a_constant_current() -> None:
     x = randn(6, 5)
-    assert_same_bits(nn.LIF(**OPTIONS)(x, steps=9), lif(x, steps=9, **OPTIONS)[0])
+    assert_same_bits(LIF(**OPTIONS)(x, steps=9), lif(x, steps=9, **OPTIONS)[0])
 
 
 def test_repr_tells_the_options() -> None:
-    text = repr(nn.LIF(**OPTIONS, readout="rate"))
-    for name, value in OPTIONS.items():
+    text = repr(LIF(**OPTIONS, readout="mean"))
+    for name, value in whole(**OPTIONS).items():
         assert f"{name}={value!r}" in text
-    assert "readout='rate'" in text
+    assert "readout='mean'" in text
     text = repr(nn.Poisson(16, surrogate=StraightThrough()))
     assert text == f"Poisson(steps=16, surrogate={StraightThrough()!r})"
     assert repr(nn.Poisson(16, stream=3)) == f"Poisson(steps=16, surrogate={Rectangular(0.5)!r}, stream=3)"
@@ -144,7 +149,7 @@ def test_poisson_checks_rates_on_request() -> None:
 
 
 def test_modules_compose() -> None:
-    model = torch.nn.Sequential(nn.Poisson(6), torch.nn.Linear(5, 4), nn.LIF(decay=0.5, threshold=0.1, readout="rate"))
+    model = torch.nn.Sequential(nn.Poisson(6), torch.nn.Linear(5, 4), LIF(decay=0.5, threshold=0.1, readout="mean"))
     rate = uniform(3, 5).requires_grad_()
     out = model(rate)
     assert out.shape == (3, 4)
@@ -161,30 +166,30 @@ def tensor_options() -> dict[str, Tensor]:
     return {
         "decay": torch.nn.Parameter(torch.linspace(0.3, 0.9, 6)),
         "threshold": torch.linspace(0.2, 0.6, 6),
-        "rest": torch.nn.Parameter(torch.tensor([0.05])),
+        "bias": torch.nn.Parameter(torch.tensor([0.05])),
         "gain": torch.tensor([0.7]),
     }
 
 
 def learnt_lif(**more) -> nn.LIF:
-    return nn.LIF(**tensor_options(), reset="soft", surrogate=Sigmoid(alpha=2.0), **more)
+    return LIF(**tensor_options(), reset="soft", surrogate=Sigmoid(alpha=2.0), **more)
 
 
 def test_tensors_are_buffers_and_parameters() -> None:
     module, x = learnt_lif(), randn(20, 4, 6)
-    assert {k for k, _ in module.named_parameters()} == {"decay", "rest"}
+    assert {k for k, _ in module.named_parameters()} == {"decay", "bias"}
     assert {k for k, _ in module.named_buffers()} == {"threshold", "gain"}
     given = tensor_options()
     expected, _ = lif(x, **given, reset="soft", surrogate=Sigmoid(alpha=2.0))
     assert_same_bits(module(x), expected)
     module(x).square().sum().backward()
     expected.square().sum().backward()
-    for key in ("decay", "rest"):
+    for key in ("decay", "bias"):
         assert given[key].grad.abs().sum() > 0
         assert_same_bits(getattr(module, key).grad, given[key].grad)
     text = repr(module)
     assert "decay=tensor(6,)" in text
-    assert "reset='soft'" in text
+    assert "reset=Soft(detach=False)" in text
 
 
 def test_a_learnt_option_is_the_one_that_is_used() -> None:
@@ -200,11 +205,11 @@ def test_a_learnt_option_is_the_one_that_is_used() -> None:
 
 def test_state_dict_round_trip() -> None:
     module, x = learnt_lif(readout=torch.nn.Parameter(randn(20, dtype=torch.float64))), randn(20, 4, 6)
-    assert set(module.state_dict()) == {"decay", "rest", "threshold", "gain", "readout"}
-    other = nn.LIF(
+    assert set(module.state_dict()) == {"decay", "bias", "threshold", "gain", "readout"}
+    other = LIF(
         decay=torch.nn.Parameter(torch.zeros(6)),
         threshold=torch.zeros(6),
-        rest=torch.nn.Parameter(torch.zeros(1)),
+        bias=torch.nn.Parameter(torch.zeros(1)),
         gain=torch.zeros(1),
         reset="soft",
         surrogate=Sigmoid(alpha=2.0),
@@ -220,7 +225,7 @@ def copies(module: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def test_copies_of_a_lif_are_independent() -> None:
-    module, x = learnt_lif(readout="rate", dtype=torch.bfloat16), randn(20, 4, 6)
+    module, x = learnt_lif(readout="mean", out_dtype=torch.bfloat16), randn(20, 4, 6)
     before = module(x)
     for other in copies(module):
         assert_same_bits(other(x), before)
@@ -241,17 +246,18 @@ def test_to_another_dtype() -> None:
     assert_same_bits(half(x.bfloat16()), lif(x.bfloat16(), **options, reset="soft")[0])
 
 
-@pytest.mark.parametrize("return_v", [False, True], ids=["spikes", "with-v"])
+@pytest.mark.parametrize("return_state", [False, True], ids=["spikes", "with-v"])
 @pytest.mark.parametrize("record", [None, "membrane"], ids=["plain", "recorded"])
 @pytest.mark.parametrize("synapse", [None, 0.5], ids=["", "synapse"])
-@pytest.mark.parametrize("readout", [None, "rate", [0.5] * 20], ids=["all", "rate", "weights"])
-def test_what_a_lif_returns(readout: object, synapse: float | None, record: str | None, return_v: bool) -> None:
+@pytest.mark.parametrize("readout", [None, "mean", [0.5] * 20], ids=["all", "rate", "weights"])
+def test_what_a_lif_returns(readout: object, synapse: float | None, record: str | None, return_state: bool) -> None:
     x, i = randn(20, 4, 6), None if synapse is None else randn(4, 6, seed=1)
-    options = OPTIONS | {"readout": readout, "record": record, "synapse": synapse, "dtype": torch.float64}
+    options = OPTIONS | {"readout": readout, "record": record, "synaptic_decay": synapse, "dtype": torch.float64}
     outputs = lif(x, i=i, **options)
     membrane = outputs[-1:] if record else ()
-    expected = outputs if return_v else (outputs[0], *membrane)
-    actual = nn.LIF(**options, return_v=return_v)(x, i=i)
+    expected = outputs if return_state else (outputs[0], *membrane)
+    options["out_dtype"] = options.pop("dtype")
+    actual = LIF(**options, return_state=return_state)(x, i=i)
     assert isinstance(actual, tuple) == (len(expected) > 1)
     for a, b in zip(actual if isinstance(actual, tuple) else [actual], expected, strict=True):
         assert_same_bits(a, b)
@@ -259,7 +265,7 @@ def test_what_a_lif_returns(readout: object, synapse: float | None, record: str 
 
 def test_readout_weights_are_learnt() -> None:
     weights, x = torch.nn.Parameter(randn(20, dtype=torch.float64)), randn(20, 4, 6)
-    module = nn.LIF(decay=0.5, threshold=0.3, readout=weights)
+    module = LIF(decay=0.5, threshold=0.3, readout=weights)
     module(x).sum().backward()
     spikes, _ = lif(x, decay=0.5, threshold=0.3)
     torch.testing.assert_close(module.readout.grad, spikes.double().sum((1, 2)))
@@ -292,7 +298,7 @@ READOUTS = {
 def test_li_is_a_loop(backend: str, readout: str, constant: bool, start: bool) -> None:
     given, read = READOUTS[readout]
     decay = torch.nn.Parameter(torch.linspace(0.3, 0.9, 4, dtype=torch.float64))
-    module = nn.LI(decay=decay, gain=0.7, rest=0.1, readout=given, return_v=True)
+    module = nn.LI(decay=decay, gain=0.7, bias=0.1, readout=given, return_state=True)
     x = randn(*(3, 4) if constant else (5, 3, 4), dtype=torch.float64).requires_grad_()
     v = randn(3, 4, seed=1, dtype=torch.float64).requires_grad_() if start else None
     out, last = module(x, v, steps=5 if constant else None)
@@ -312,7 +318,7 @@ def test_li_is_a_loop(backend: str, readout: str, constant: bool, start: bool) -
 def test_gradcheck_of_li(backend: str, readout: str | None) -> None:
     learnt = torch.nn.Parameter(randn(3, dtype=torch.float64)) if readout == "learnt" else readout
     parameters = [torch.nn.Parameter(randn(2, seed=k, dtype=torch.float64)) for k in range(3)]
-    module = nn.LI(**dict(zip(("decay", "gain", "rest"), parameters, strict=True)), readout=learnt)
+    module = nn.LI(**dict(zip(("decay", "gain", "bias"), parameters, strict=True)), readout=learnt)
     assert len(list(module.parameters())) == 3 + (readout == "learnt")
     x, v = (randn(*s, seed=5, dtype=torch.float64).requires_grad_() for s in ((3, 2, 2), (2, 2)))
     names = [k for k, _ in module.named_parameters()]
@@ -328,10 +334,10 @@ def test_li_of_halves() -> None:
     x = randn(5, 3, 4, dtype=torch.bfloat16)
     loop = integrate(x.float(), None, 0.9)
     for readout, expected in (("last", loop[-1]), (None, loop)):
-        out, v = nn.LI(decay=0.9, readout=readout, return_v=True)(x)
+        out, v = nn.LI(decay=0.9, readout=readout, return_state=True)(x)
         assert_same_bits(out, expected.bfloat16())
         assert_same_bits(v, loop[-1])
-        assert_same_bits(nn.LI(decay=0.9, readout=readout, dtype=torch.float32)(x), expected)
+        assert_same_bits(nn.LI(decay=0.9, readout=readout, out_dtype=torch.float32)(x), expected)
 
 
 def test_li_copies_and_words() -> None:
@@ -364,7 +370,7 @@ def test_bnlif_is_batch_norm_and_lif(backend: str, kind: str) -> None:
     with torch.no_grad():
         for k, tensor in enumerate((norm.weight, norm.bias, norm.running_mean, norm.running_var)):
             tensor.copy_(randn(4, seed=k, dtype=torch.float64).abs() + 0.5)
-    module = nn.BNLIF(4, eps=1e-3, momentum=0.2, return_v=True, **NEURON).double()
+    module = BNLIF(4, eps=1e-3, momentum=0.2, return_state=True, **NEURON).double()
     keys = ["weight", "bias", "running_mean", "running_var"]
     assert list(module.state_dict()) == keys
     module.load_state_dict({k: norm.state_dict()[k] for k in keys})
@@ -389,7 +395,7 @@ def test_bnlif_is_batch_norm_and_lif(backend: str, kind: str) -> None:
 
 
 def test_evaluation_leaves_the_buffers_alone() -> None:
-    module, y = nn.BNLIF(4, **NEURON), randn(5, 3, 4) + 2
+    module, y = BNLIF(4, **NEURON), randn(5, 3, 4) + 2
     trained = module(y)
     state = {k: t.clone() for k, t in module.state_dict().items()}
     assert not torch.equal(state["running_mean"], torch.zeros(4))
@@ -407,7 +413,7 @@ def test_defaults_of_bnlif() -> None:
         return {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
 
     for threshold, given, scale in ((0.5, None, 0.5), (torch.full((4,), 0.5), None, 1.0), (0.5, 0.8, 0.8)):
-        module, buffers = nn.BNLIF(4, decay=0.6, threshold=threshold, scale=given), running()
+        module, buffers = BNLIF(4, decay=0.6, threshold=threshold, scale=given), running()
         expected = bn_lif(y, **state, **buffers, training=True, decay=0.6, threshold=threshold, scale=scale)
         assert_same_bits(module(y), expected[0])
         for key, tensor in buffers.items():
@@ -420,14 +426,14 @@ def test_every_option_of_bnlif_reaches_the_function() -> None:
     options |= {"decay": torch.nn.Parameter(torch.linspace(0.3, 0.9, 4)), "threshold": torch.linspace(0.2, 0.6, 4)}
     options |= {"reset": "hard", "surrogate": Rectangular(0.8), "record": "membrane", "dtype": torch.float64}
     y, v = randn(20, 3, 4).requires_grad_(), randn(3, 4, seed=1)
-    module = nn.BNLIF(4, readout="rate", return_v=True, **options)
+    module = BNLIF(4, readout="mean", return_state=True, out_dtype=options["dtype"], **without(options, "dtype"))
     assert set(module.state_dict()) == {"weight", "bias", "running_mean", "running_var", "decay", "threshold"}
     state = {"weight": torch.ones(4), "bias": torch.zeros(4)}
     state |= {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
     for steps in (None, 20):
         current = y if steps is None else y[0]
         actual = module(current, v, steps=steps)
-        expected = bn_lif(current, **state, training=True, v=v, steps=steps, readout="rate", **options)
+        expected = bn_lif(current, **state, training=True, v=v, steps=steps, readout="mean", **options)
         for a, b in zip((*actual, module.running_var), (*expected, state["running_var"]), strict=True):
             assert_same_bits(a, b)
         gradients = [
@@ -440,18 +446,18 @@ def test_every_option_of_bnlif_reaches_the_function() -> None:
 
 def test_readout_for_one_call() -> None:
     y = randn(5, 3, 4)
-    module = nn.BNLIF(4, readout="rate", **NEURON).eval()
+    module = BNLIF(4, readout="mean", **NEURON).eval()
     rate = module(y)
-    spikes = nn.BNLIF(4, **NEURON).eval()(y)
+    spikes = BNLIF(4, **NEURON).eval()(y)
     torch.testing.assert_close(rate, spikes.mean(0))
-    assert_same_bits(nn.BNLIF(4, **NEURON).eval()(y, readout="rate"), rate)
+    assert_same_bits(BNLIF(4, **NEURON).eval()(y, readout="mean"), rate)
     weights = torch.tensor([1.0, 2, 0, -1, 0.5])
     torch.testing.assert_close(module(y, readout=weights), (weights.view(5, 1, 1) * spikes).sum(0))
     assert_same_bits(module(y), rate)
 
 
 def test_copies_of_bnlif_are_independent() -> None:
-    module, y = nn.BNLIF(4, **NEURON), randn(5, 3, 4) + 1
+    module, y = BNLIF(4, **NEURON), randn(5, 3, 4) + 1
     module(y)
     before = module.eval()(y)
     for other in copies(module):
@@ -463,7 +469,7 @@ def test_copies_of_bnlif_are_independent() -> None:
 
 def test_bnlif_in_bf16() -> None:
     """Weights and buffers of the module in bf16, the arithmetic as ever."""
-    module, y = nn.BNLIF(4, return_v=True, **NEURON).to(torch.bfloat16), randn(5, 3, 4).bfloat16()
+    module, y = BNLIF(4, return_state=True, **NEURON).to(torch.bfloat16), randn(5, 3, 4).bfloat16()
     spikes, v = module(y)
     state = [t.double() for t in (torch.ones(4), torch.zeros(4), torch.zeros(4), torch.ones(4))]
     expected = bn_lif_by_torch(y.double(), *state, training=True, scale=0.5, **NEURON)
@@ -482,9 +488,9 @@ class Net(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first = torch.nn.Conv2d(1, 8, 3, padding=1, bias=False)
-        self.first_neurons = nn.BNLIF(8, decay=0.5, threshold=1.0, surrogate=Rectangular(2.0))
+        self.first_neurons = BNLIF(8, decay=0.5, threshold=1.0, surrogate=Rectangular(2.0))
         self.second = torch.nn.Conv2d(8, 16, 3, stride=2, bias=False)
-        self.second_neurons = nn.BNLIF(16, decay=torch.nn.Parameter(torch.full((16,), 0.5)), threshold=1.0)
+        self.second_neurons = BNLIF(16, decay=torch.nn.Parameter(torch.full((16,), 0.5)), threshold=1.0)
         self.last = torch.nn.Linear(16 * 9, 10)
         self.readout = nn.LI(decay=torch.nn.Parameter(torch.full((10,), 0.9)), readout="mean")
 

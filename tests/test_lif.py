@@ -41,13 +41,16 @@ from kernel_helpers import (
     parameters,
     randint,
     randn,
+    raw,
     run_lif,
     uniform,
     use_kernel,
 )
+from parts import lif
 from torch import Tensor
 
-from esvae_kernels import lif, use_backend
+import esvae_kernels
+from esvae_kernels import Delayed, Hard, Soft, use_backend
 from esvae_kernels.layout import is_channels_last
 from esvae_kernels.native import SERIAL_BELOW
 from esvae_kernels.ops.lif import reference
@@ -55,7 +58,7 @@ from esvae_kernels.ops.lif.reference import CHUNK, PARAMETERS, RESETS
 from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough, Surrogate
 
 OPTIONS = {"decay": 0.3, "threshold": 0.5}
-RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
+RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "bias": 0.05, "v_reset": -0.1}
 WEIGHTS = [0.5, -1.0, 2.0, 0.3]
 ops = torch.ops.esvae_kernels
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -90,11 +93,11 @@ def readout_of(kind: str | None, steps: int) -> str | Tensor | None:
 @on_both
 def test_a_trace_computed_by_hand(backend: str, reset: str, strict: bool, spikes: list[int], last: float) -> None:
     x, v = torch.tensor([[0.25], [0.25], [0.5]]), torch.tensor([0.5])
-    options = {"decay": 0.5, "gain": 2, "rest": 0.25, "threshold": 1, "v_reset": -0.5, "reset": reset, "strict": strict}
+    options = {"decay": 0.5, "gain": 2, "bias": 0.25, "threshold": 1, "v_reset": -0.5, "reset": reset, "strict": strict}
     s, v1 = lif(x, v, **options)
     assert s.flatten().tolist() == spikes
     assert v1.item() == last
-    assert lif(x, v, readout="rate", **options)[0].item() == torch.tensor(sum(spikes)).div(3).item()
+    assert lif(x, v, readout="mean", **options)[0].item() == torch.tensor(sum(spikes)).div(3).item()
     weighted = spikes[0] * 0.5 + spikes[1] * 0.25 + spikes[2] * 2
     assert lif(x, v, readout=[0.5, 0.25, 2.0], **options)[0].item() == weighted
 
@@ -128,11 +131,11 @@ def test_subtraction_at_once_by_hand(backend: str) -> None:
 @on_both
 def test_a_synaptic_current_by_hand(backend: str) -> None:
     x = torch.tensor([[1.0], [0.0], [0.5]])
-    spikes, v, i, m = lif(x, synapse=0.5, decay=0.5, threshold=1, record="membrane")
+    spikes, v, i, m = lif(x, synaptic_decay=0.5, decay=0.5, threshold=1, record="membrane")
     assert m.flatten().tolist() == [1.0, 0.5, 1.0]  # currents 1, 0.5, 0.25 + 0.5
     assert spikes.flatten().tolist() == [1, 0, 1]
     assert (v.item(), i.item()) == (0.0, 0.375)
-    spikes, v, i = lif(x[:1], synapse=0.5, i=torch.tensor([0.75]), decay=0.5, threshold=2)
+    spikes, v, i = lif(x[:1], synaptic_decay=0.5, i=torch.tensor([0.75]), decay=0.5, threshold=2)
     assert (spikes.item(), v.item(), i.item()) == (0, 1.75, 0.875)
 
 
@@ -165,7 +168,7 @@ def test_a_floor_under_the_potential_by_hand(backend: str) -> None:
 @on_both
 def test_recorded_potentials_are_those_before_the_reset(backend: str) -> None:
     x, v = torch.tensor([[0.25], [0.25], [0.5]]), torch.tensor([0.5])
-    options = {"decay": 0.5, "gain": 2, "rest": 0.25, "threshold": 1, "v_reset": -0.5, "record": "membrane"}
+    options = {"decay": 0.5, "gain": 2, "bias": 0.25, "threshold": 1, "v_reset": -0.5, "record": "membrane"}
     traces = {
         "hard": [1.0, 0.5, 1.5],
         "soft": [1.0, 0.75, 1.625],
@@ -175,8 +178,8 @@ def test_recorded_potentials_are_those_before_the_reset(backend: str) -> None:
     }
     for reset, expected in traces.items():
         assert lif(x, v, reset=reset, **options)[2].flatten().tolist() == expected
-        assert lif(x, v, reset=reset, readout="rate", **options)[2].flatten().tolist() == expected
-    one = {k: torch.tensor([float(options[k])]) for k in ("decay", "gain", "rest", "v_reset")}
+        assert lif(x, v, reset=reset, readout="mean", **options)[2].flatten().tolist() == expected
+    one = {k: torch.tensor([float(options[k])]) for k in ("decay", "gain", "bias", "v_reset")}
     assert lif(x, v, **(options | one))[2].flatten().tolist() == traces["hard"]
 
 
@@ -209,8 +212,27 @@ def test_equals_snntorch(mechanism: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_a_rate_is_never_above_one(backend: str, dtype: torch.dtype) -> None:
     for steps in (1, 3, 10, 49, 1000):
-        rate, _ = lif(torch.ones(3, dtype=dtype), steps=steps, decay=0.0, threshold=0.5, readout="rate")
+        rate, _ = lif(torch.ones(3, dtype=dtype), steps=steps, decay=0.0, threshold=0.5, readout="mean")
         assert rate.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+def test_a_rate_over_17_million_steps(kernel: str, dtype: torch.dtype) -> None:
+    """fp32 counts to 2^24. With x = 3 a neuron fires at each step, with x = 1 at every second one."""
+    x = torch.tensor([3.0, 1.0], dtype=dtype)
+    rate, _ = lif(x, steps=(1 << 24) + (1 << 20), decay=0.5, threshold=1.2, readout="rate", dtype=torch.float64)
+    assert rate.tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_a_count_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The specification's, in parts of 8 steps: where a count is exact it is the same."""
+    x, options = randn(23, 50, dtype=dtype), OPTIONS | {"readout": "rate"}
+    with use_backend("reference"):
+        whole = lif(x, **options)
+        monkeypatch.setattr(reference, "COUNTED", 8)
+        assert_all_same_bits(lif(x, **options), whole)
 
 
 # ------------------------------------------------------------------------------- bits and gradients of the kernel
@@ -232,7 +254,7 @@ def test_equals_the_reference(steps: int, n: int, dtype: torch.dtype, reset: str
 
 
 CHOICES = list(
-    itertools.product(RESETS, ("", "strict"), ("", "detach"), (None, "rate", "weights"), ("", "constant"), ("", "v"))
+    itertools.product(RESETS, ("", "strict"), ("", "detach"), (None, "mean", "weights"), ("", "constant"), ("", "v"))
 )
 
 
@@ -285,16 +307,18 @@ def test_rare_options_equal_the_reference(reset: str, several: str, synapse: str
             "strict": not several and draw.random() < 0.5,
             "detach_reset": bool(several and reset == "hard") or draw.random() < 0.5,
             "v_min": v_min or None,
-            "readout": readout_of(draw.choice((None, "rate", "weights")), steps),
+            "readout": readout_of(draw.choice((None, "mean", "weights")), steps),
             "record": draw.choice((None, "membrane")),
             "surrogate": draw.choice(SURROGATES),
             "steps": draw.choice((None, steps)),
         }
-        learnt = parameters(draw.choice((1, inner[1] if len(inner) > 1 else 1)), index, synapse=True)
-        options |= {k: p for k, p in learnt.items() if draw.random() < 0.5} | ({"synapse": 0.6} if synapse else {})
-        options |= {"synapse": learnt["synapse"]} if synapse and draw.random() < 0.5 else {}
+        learnt = parameters(draw.choice((1, inner[1] if len(inner) > 1 else 1)), index, synaptic_decay=True)
+        options |= {k: p for k, p in learnt.items() if draw.random() < 0.5} | (
+            {"synaptic_decay": 0.6} if synapse else {}
+        )
+        options |= {"synaptic_decay": learnt["synaptic_decay"]} if synapse and draw.random() < 0.5 else {}
         if not synapse:
-            options.pop("synapse", None)
+            options.pop("synaptic_decay", None)
         x = 2 * randn(*inner, seed=index, dtype=dtype) if options["steps"] else 2 * randn(steps, *inner, dtype=dtype)
         if draw.random() < 0.5 and len(inner) > 2:
             x = channels_last(x, 1 if options["steps"] else 2)
@@ -318,13 +342,13 @@ def check_equal(x: Tensor, v: Tensor | None, kernels: list[str] = KERNELS, i: Te
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
-@pytest.mark.parametrize(("gain", "rest"), [(1.0, 0.0), (0.7, 0.1)], ids=["plain", "gain-rest"])
+@pytest.mark.parametrize(("gain", "bias"), [(1.0, 0.0), (0.7, 0.1)], ids=["plain", "gain-bias"])
 @pytest.mark.parametrize("decay", [0.25, 0.3, 0.9])
 def test_one_unit_in_the_last_place_of_the_threshold(
-    decay: float, gain: float, rest: float, dtype: torch.dtype, reset: str
+    decay: float, gain: float, bias: float, dtype: torch.dtype, reset: str
 ) -> None:
     for strict in (False, True):
-        options = {"decay": decay, "gain": gain, "rest": rest, "threshold": 0.2, "reset": reset, "strict": strict}
+        options = {"decay": decay, "gain": gain, "bias": bias, "threshold": 0.2, "reset": reset, "strict": strict}
         check_equal(*near_threshold((8, 1031), dtype, **options), **options)
 
 
@@ -335,8 +359,8 @@ def test_counts_at_multiples_of_the_threshold_equal_the_reference(dtype: torch.d
     multiples = torch.arange(1, 200, dtype=dtype) * threshold
     v = torch.cat([torch.nextafter(multiples, multiples + side) for side in (-1, 0, 1)])
     nothing = torch.full((1, *v.shape), -0.0, dtype=dtype)  # m is v
-    check_equal(nothing, v, decay=1.0, rest=-0.0, threshold=0.7, several=True, reset="soft", record="membrane")
-    spikes, _, m = lif(nothing, v, decay=1.0, rest=-0.0, threshold=0.7, several=True, reset="soft", record="membrane")
+    check_equal(nothing, v, decay=1.0, bias=-0.0, threshold=0.7, several=True, reset="soft", record="membrane")
+    spikes, _, m = lif(nothing, v, decay=1.0, bias=-0.0, threshold=0.7, several=True, reset="soft", record="membrane")
     assert_same_bits(m[0], v)
     assert (spikes[0] != torch.trunc(v * (1 / threshold))).any()
 
@@ -356,15 +380,15 @@ def test_a_fused_multiply_add_would_show(decay: float) -> None:
 @pytest.mark.few(16)
 @cpu_only("there are no vector widths on a GPU")
 @on_kernels
-@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
+@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * (not s.spiking)}")
 def test_vector_widths_agree_bit_for_bit(kernel: str, surrogate: Surrogate) -> None:
     for dtype, reset in itertools.product(DTYPES.values(), RESETS):
         x, v = randn(19, 11, 103, dtype=dtype), randn(11, 103, seed=1, dtype=reference.state_dtype(dtype))
         learnt = parameters(103) if reset in ("hard", "delayed") else {}
         options = RICH | learnt | {"surrogate": surrogate, "reset": reset, "record": "membrane"}
-        options |= {"synapse": 0.4, "v_min": -0.2} if reset in ("hard", "at_once") else {}
-        options |= {"several": reset == "none" and not surrogate.smooth}
-        if surrogate.smooth:  # smooth spikes of any height feed back: small inputs keep them bounded
+        options |= {"synaptic_decay": 0.4, "v_min": -0.2} if reset in ("hard", "at_once") else {}
+        options |= {"several": reset == "none" and surrogate.spiking}
+        if not surrogate.spiking:  # smooth spikes of any height feed back: small inputs keep them bounded
             x, v = x / 10, v / 10
         here = flat(run_lif("cpu", x, v, **options))
         with use_kernel("baseline"):
@@ -423,22 +447,22 @@ def test_parameters_per_channel_equal_the_reference(case: str, layout: str, rese
         x = channels_last(x) if layout == "channels-last" else x
         options = {"reset": reset, "detach_reset": index == 1, "strict": index == 2, "record": "membrane"}
         surrogate = SURROGATES[(list(CHANNELS).index(case) + 3 * index) % len(SURROGATES)]
-        learnt, i = parameters(shape[2], synapse=index == 2), randn(*shape[1:], seed=8) if index == 2 else None
+        learnt, i = parameters(shape[2], synaptic_decay=index == 2), randn(*shape[1:], seed=8) if index == 2 else None
         check_equal(x, v, i=i, surrogate=surrogate, **learnt, **options)
 
 
 @pytest.mark.few(16)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("count", [1, 5], ids=["one", "per-channel"])
-@pytest.mark.parametrize("argument", [*PARAMETERS, "gain-rest"])
+@pytest.mark.parametrize("argument", [*PARAMETERS, "gain-bias"])
 def test_some_parameters_are_tensors(argument: str, count: int, reset: str) -> None:
     """The others stay numbers; each tensor has a dtype of its own."""
-    turn = RESETS.index(reset) + [*PARAMETERS, "gain-rest"].index(argument) + count
+    turn = RESETS.index(reset) + [*PARAMETERS, "gain-bias"].index(argument) + count
     for index, (detach, constant) in in_turn(enumerate(itertools.product((False, True), repeat=2)), turn):
         x, v = randn(*(18, 7, 5, 3)[constant:], seed=index), randn(7, 5, 3, seed=9)
         dtypes = list(DTYPES.values())[index:] * 2
         learnt = {
-            k: parameters(count, synapse=True)[k].to(dtype)
+            k: parameters(count, synaptic_decay=True)[k].to(dtype)
             for k, dtype in zip(argument.split("-"), dtypes, strict=False)
         }
         options = RICH | learnt | {"reset": reset, "detach_reset": detach, "steps": 18 if constant else None}
@@ -454,8 +478,8 @@ def test_a_tensor_is_its_number(backend: str) -> None:
         learnt = {key: torch.full(shape, value) for key, value in RICH.items()}
         assert_all_same_bits(lif(x, v, record="membrane", **learnt), expected)
     shared = torch.tensor([RICH["decay"], 0.0])[:1].expand(3)
-    strided = torch.stack([torch.full((3,), RICH["rest"]), torch.zeros(3)], -1)[:, 0]
-    assert_all_same_bits(lif(x, v, record="membrane", **RICH | {"decay": shared, "rest": strided}), expected)
+    strided = torch.stack([torch.full((3,), RICH["bias"]), torch.zeros(3)], -1)[:, 0]
+    assert_all_same_bits(lif(x, v, record="membrane", **RICH | {"decay": shared, "bias": strided}), expected)
 
 
 @on_both
@@ -463,7 +487,7 @@ def test_a_tensor_is_its_number(backend: str) -> None:
 def test_gradient_of_one_parameter_alone(backend: str, argument: str) -> None:
     """The same as among all of them, with x and v without one."""
     x, v = randn(20, 4, 3), randn(4, 3, seed=1)
-    options = parameters(3, synapse=True) | {"readout": randn(20, seed=2)}
+    options = parameters(3, synaptic_decay=True) | {"readout": randn(20, seed=2)}
     every = run_lif(backend, x, v, **options)[-1][2 + list(options).index(argument)]
     leaf = options[argument].clone().requires_grad_()
     outputs = lif(x, v, **(options | {argument: leaf}))
@@ -474,7 +498,7 @@ def test_gradient_of_one_parameter_alone(backend: str, argument: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
-@pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
+@pytest.mark.parametrize("readout", [None, "mean", "weights"], ids=str)
 @pytest.mark.parametrize("reset", RESETS)
 def test_recorded_potentials_have_a_gradient(reset: str, readout: str | None, dtype: torch.dtype) -> None:
     """Through each output alone, and through all; together they are the sum."""
@@ -567,11 +591,13 @@ def calls(draw: st.DrawFn) -> dict:
     if call["reset"] not in ("delayed", "at_once") and draw(st.booleans()):
         call |= {"several": True, "strict": False, "detach_reset": call["detach_reset"] or call["reset"] == "hard"}
     if draw(st.booleans()):
-        call["synapse"] = draw(st.just(0.5) | st.just(parameters(channels, synapse=True)["synapse"]))
+        call["synaptic_decay"] = draw(
+            st.just(0.5) | st.just(parameters(channels, synaptic_decay=True)["synaptic_decay"])
+        )
         call["i"] = draw(st.none() | strided(inner, reference.state_dtype(dtype), 1))
     call["v_min"] = draw(st.none() | st.sampled_from([-1.0, -0.1, 0.5]))
     call["surrogate"] = draw(st.sampled_from(SURROGATES))
-    call["readout"] = readout_of(draw(st.sampled_from([None, "rate", "weights"])), steps)
+    call["readout"] = readout_of(draw(st.sampled_from([None, "mean", "weights"])), steps)
     call["record"] = draw(st.sampled_from([None, "membrane"]))
     call["dtype"] = draw(st.sampled_from([None, *DTYPES.values()]))
     return call
@@ -613,7 +639,7 @@ def test_infinities_and_nan_anywhere(
             tensor.view(-1)[place] = value
     options = RICH | (parameters(7) if learnt else {}) | {"reset": reset, "strict": strict, "record": "membrane"}
     if data.draw(st.booleans()):
-        options |= {"synapse": 0.5, "v_min": -0.2, "several": not strict and reset in ("soft", "none")}
+        options |= {"synaptic_decay": 0.5, "v_min": -0.2, "several": not strict and reset in ("soft", "none")}
     with use_backend("reference"):
         expected = lif(x, v, **options)
     for kernel in KERNELS:
@@ -634,7 +660,7 @@ def every_pattern(dtype: torch.dtype) -> Tensor:
 def test_every_half_is_read_as_torch_reads_it(kernel: str, dtype: torch.dtype) -> None:
     x = every_pattern(dtype)
     zero = torch.full(x.shape, -0.0)  # -0 + x is x, -0 included
-    _, v = lif(x[None], zero, decay=1.0, rest=-0.0, threshold=3.4e38, reset="soft")
+    _, v = lif(x[None], zero, decay=1.0, bias=-0.0, threshold=3.4e38, reset="soft")
     expected = x.float()
     number = ~expected.isnan()
     assert torch.equal(v.isnan(), ~number)
@@ -653,8 +679,8 @@ def test_every_half_is_written_as_torch_writes_it(kernel: str, dtype: torch.dtyp
     edges = torch.tensor([65519.996, 65520.0, 3.3953e38, 3.4028e38, 2.0**-24, 2.0**-25, 1e-45, 0.0, -0.0])
     m = torch.cat([exact, *around, random.view(torch.float32), edges])
     nothing = torch.full(m.shape, -0.0, dtype=dtype)
-    surrogate = StraightThrough(smooth=True)  # the output is m - threshold
-    out, _ = lif(nothing[None], m, decay=1.0, rest=-0.0, threshold=0.0, surrogate=surrogate)
+    surrogate = StraightThrough(spiking=False)  # the output is m - threshold
+    out, _ = lif(nothing[None], m, decay=1.0, bias=-0.0, threshold=0.0, surrogate=surrogate)
     expected = m.to(dtype)
     number = ~m.isnan()
     assert torch.equal(out[0].isnan(), ~number)
@@ -669,13 +695,13 @@ def by_definition(
 ) -> tuple[Tensor, ...]:
     """The differentiable reference itself, all of whose parameters are per channel."""
     synapse = None if i is None else 0.0
-    p = neuron(readout=None if weights is None else "weights", synapse=synapse, **(RICH | options))
+    p = neuron(readout=None if weights is None else "weights", synaptic_decay=synapse, **(RICH | options))
     rows = [learnt.get(name, torch.zeros_like(learnt["decay"])) for name in PARAMETERS]
     return tuple(o for o in reference.lif(x, v, i, torch.stack(rows), weights, p) if o is not None)
 
 
 @pytest.mark.few(24)
-@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
+@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * (not s.spiking)}")
 @pytest.mark.parametrize("reset", RESETS)
 def test_backward_is_the_derivative_of_the_forward(reset: str, surrogate: Surrogate) -> None:
     """Autograd of the differentiable reference, against both backends, for everything that has a gradient."""
@@ -684,10 +710,10 @@ def test_backward_is_the_derivative_of_the_forward(reset: str, surrogate: Surrog
     for detach, constant, weighted, rare in in_turn(itertools.product((False, True), repeat=4), turn):
         x = randn(*shape if constant else (steps, *shape), dtype=torch.float64)
         v = randn(*shape, seed=1, dtype=torch.float64)
-        if surrogate.smooth:  # smooth spikes of any height feed back: small positive inputs keep them bounded
+        if not surrogate.spiking:  # smooth spikes of any height feed back: small positive inputs keep them bounded
             x, v = x.abs() / 10, v.abs() / 10
         i = v.flip(0) if rare else None
-        learnt = parameters(4, dtype=torch.float64, synapse=rare)
+        learnt = parameters(4, dtype=torch.float64, synaptic_decay=rare)
         weights = randn(steps, seed=3, dtype=torch.float64) if weighted else None
         options = {"reset": reset, "detach_reset": detach, "surrogate": surrogate} | ({"v_min": 0.02} if rare else {})
         wanted = [t.requires_grad_() for t in (x, v, i, *learnt.values(), weights) if t is not None]
@@ -711,7 +737,7 @@ def small(constant: bool, steps: int, readout: str | None, synapse: bool) -> tup
     Smooth spikes of any height feed back: small positive inputs keep them bounded."""
     values = {"x": randn(*(1, 2) if constant else (steps, 1, 2), dtype=torch.float64).abs() / 5}
     values |= {key: randn(1, 2, seed=1, dtype=torch.float64).abs() / 5 for key in ("v", "i")[: 1 + synapse]}
-    values |= parameters(2, seed=2, dtype=torch.float64, synapse=synapse)
+    values |= parameters(2, seed=2, dtype=torch.float64, synaptic_decay=synapse)
     if readout == "weights":
         values["readout"] = randn(steps, seed=3, dtype=torch.float64)
     return list(values), [value.requires_grad_() for value in values.values()]
@@ -719,7 +745,7 @@ def small(constant: bool, steps: int, readout: str | None, synapse: bool) -> tup
 
 @on_both
 @pytest.mark.parametrize("record", [None, "membrane"], ids=["", "record"])
-@pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
+@pytest.mark.parametrize("readout", [None, "mean", "weights"], ids=str)
 @pytest.mark.parametrize("reset", DIFFERENTIABLE)
 def test_gradcheck_through_time(backend: str, reset: str, readout: str | None, record: str | None) -> None:
     """Over x, v, all parameters and weights; over chunk borders too (`fast_mode`: in a random direction)."""
@@ -730,7 +756,7 @@ def test_gradcheck_through_time(backend: str, reset: str, readout: str | None, r
         names, inputs = small(constant, steps, readout, rare)
         options = {"reset": reset, "surrogate": surrogate, "record": record, "steps": steps if constant else None}
         options |= {"v_min": 0.1} if rare else {}
-        options |= {"readout": "rate"} if readout == "rate" else {}
+        options |= {"readout": "mean"} if readout == "mean" else {}
 
         def outputs(*values: Tensor, names: list[str] = names, options: dict = options) -> tuple[Tensor, ...]:
             return lif(**dict(zip(names, values, strict=True)), **options)
@@ -759,7 +785,7 @@ def test_second_derivatives_of_real_spikes(backend: str, reset: str, surrogate: 
     options |= {"several": True} if reset in ("soft", "none") else {"v_min": -0.1}
     x = randn(18, 5, 2, dtype=torch.float64).requires_grad_()
     v, i = (randn(5, 2, seed=k, dtype=torch.float64).requires_grad_() for k in (1, 4))
-    learnt = {k: p.requires_grad_() for k, p in parameters(2, dtype=torch.float64, synapse=True).items()}
+    learnt = {k: p.requires_grad_() for k, p in parameters(2, dtype=torch.float64, synaptic_decay=True).items()}
     weights = randn(18, seed=3, dtype=torch.float64).requires_grad_()
     wanted = (x, v, i, *learnt.values(), weights)
 
@@ -780,7 +806,7 @@ def test_second_derivatives_of_real_spikes(backend: str, reset: str, surrogate: 
 @pytest.mark.parametrize("output", [0, 1], ids=["spikes", "potential"])
 def test_gradient_through_one_output_alone(backend: str, output: int) -> None:
     x, v = randn(20, 9, dtype=torch.float64).requires_grad_(), randn(9, seed=1, dtype=torch.float64).requires_grad_()
-    for readout, steps in itertools.product((None, "rate"), (None, 20)):
+    for readout, steps in itertools.product((None, "mean"), (None, 20)):
         inputs = (x if steps is None else x[0].detach().requires_grad_(), v)
         out = lif(*inputs, readout=readout, steps=steps, **RICH)[output]
         weights = None if readout is None else readout
@@ -794,7 +820,7 @@ def test_gradient_through_one_output_alone(backend: str, output: int) -> None:
 @on_both
 def test_gradient_of_one_input_alone(backend: str) -> None:
     x, v, i = randn(20, 9), randn(9, seed=1), randn(9, seed=2)
-    options = RICH | {"synapse": 0.5}
+    options = RICH | {"synaptic_decay": 0.5}
     each = run_lif(backend, x, v, i=i, **options)[-1]
     for k in range(3):
         inputs = [t.clone().requires_grad_(k == at) for at, t in enumerate((x, v, i))]
@@ -806,7 +832,9 @@ def test_gradient_of_one_input_alone(backend: str) -> None:
 
 
 @cpu_only("of a GPU's backends are the tests in test_gpu.py")
-@pytest.mark.parametrize("options", [{}, {"synapse": 0.5}, {"readout": "rate"}], ids=["plain", "synapse", "rate"])
+@pytest.mark.parametrize(
+    "options", [{}, {"synaptic_decay": 0.5}, {"readout": "mean"}], ids=["plain", "synapse", "rate"]
+)
 @pytest.mark.parametrize("backward", BACKENDS)
 @pytest.mark.parametrize("forward", BACKENDS)
 def test_forward_and_backward_on_different_backends(forward: str, backward: str, options: dict) -> None:
@@ -874,7 +902,7 @@ def test_a_cut_sequence_is_the_whole_one(backend: str, cuts: tuple[int, ...], dt
 @on_both
 def test_a_cut_sequence_with_a_synapse_is_the_whole_one(backend: str, reset: str, cuts: tuple[int, ...]) -> None:
     x, v, i = randn(40, 101), randn(101, seed=1), randn(101, seed=2)
-    options = RICH | {"reset": reset, "synapse": 0.5, "v_min": -0.1}
+    options = RICH | {"reset": reset, "synaptic_decay": 0.5, "v_min": -0.1}
     *whole, gradients = run_lif(backend, x, v, i=i, **options)
     leaves = [t.clone().requires_grad_() for t in (x, v, i)]
     pieces, (v, i) = [], leaves[1:]
@@ -908,10 +936,10 @@ def test_saved_bytes(steps: int, dtype: torch.dtype) -> None:
     x = randn(steps, n, dtype=dtype).requires_grad_()
     potentials = (steps // 16 - 1) * n * 4
     assert saved(lambda: lif(x, **OPTIONS)) == x.nbytes + potentials
-    assert saved(lambda: lif(x, readout="rate", **OPTIONS)) == x.nbytes + potentials
+    assert saved(lambda: lif(x, readout="mean", **OPTIONS)) == x.nbytes + potentials
     assert saved(lambda: lif(x, record="membrane", **OPTIONS)) == x.nbytes + potentials
     assert (
-        saved(lambda: lif(x, synapse=0.5, v_min=-1.0, several=True, reset="soft", **OPTIONS))
+        saved(lambda: lif(x, synaptic_decay=0.5, v_min=-1.0, several=True, reset="soft", **OPTIONS))
         == x.nbytes + 2 * potentials
     )
     weights = torch.ones(steps, dtype=torch.float64)
@@ -942,7 +970,7 @@ def test_gradients_beyond_two_to_the_31_elements(backend: str) -> None:
     few = randn(steps, columns, dtype=torch.bfloat16)
     x = few[:, None].expand(steps, copies, columns).reshape(steps, copies * columns).requires_grad_()
     assert x.numel() > 2**31
-    options = {"decay": 0.9, "threshold": 2.0, "readout": "rate"}
+    options = {"decay": 0.9, "threshold": 2.0, "readout": "mean"}
     rate, last = lif(x, **options)
     cotangent = randn(columns, seed=1, dtype=torch.bfloat16)
     (dx,) = torch.autograd.grad(rate, x, cotangent.expand(copies, columns).reshape(-1))
@@ -976,7 +1004,7 @@ def test_any_strides(backend: str, layout: str) -> None:
     v = randn(*x.shape[1:], seed=1)
     strided_v = torch.stack([v, v], -1)[..., 0]
     assert x.dim() == 2 or not x.is_contiguous() or layout == "size-1"
-    for options in ({}, {"readout": "rate"}):
+    for options in ({}, {"readout": "mean"}):
         actual = run_lif(backend, x, strided_v, **RICH, **options)
         expected = run_lif(backend, x.contiguous(), v, **RICH, **options)
         for a, b in zip(flat(actual), flat(expected), strict=True):
@@ -1019,7 +1047,7 @@ def test_channels_last_stays(
         assert t.stride() == x[0].stride()
     for a, b in zip((spikes, last, dx, dv), flat(run_lif(backend, dense, v, **RICH)), strict=True):
         assert_same_bits(a, b)
-    for options in ({"readout": "rate"}, {"steps": 20}):  # the readout, and a constant current
+    for options in ({"readout": "mean"}, {"steps": 20}):  # the readout, and a constant current
         current, like = (x[0], x) if "steps" in options else (x, x[0])
         rate, _, (dx, _) = run_lif(backend, current, v, **RICH, **options)
         assert rate.stride() == like.stride()
@@ -1031,7 +1059,7 @@ def test_channels_last_stays(
 
 @on_both
 def test_any_layout_of_a_synaptic_current(backend: str) -> None:
-    x, i, options = randn(20, 2, 3, 4, 5), randn(2, 3, 4, 5, seed=1), RICH | {"synapse": 0.5}
+    x, i, options = randn(20, 2, 3, 4, 5), randn(2, 3, 4, 5, seed=1), RICH | {"synaptic_decay": 0.5}
     expected = flat(run_lif(backend, x, i=i, **options))
     for layout in (lambda t: t, channels_last):
         for current in (channels_last(i, 1), torch.stack([i, i], -1)[..., 0]):
@@ -1043,12 +1071,12 @@ def test_any_layout_of_a_synaptic_current(backend: str) -> None:
 @on_both
 @pytest.mark.parametrize("shape", [(3, 0), (40, 0), (3, 0, 2, 4, 4), (3, 2, 0), (3, 2, 4, 0), (3, 2, 4, 0, 5)], ids=str)
 def test_empty(backend: str, shape: tuple[int, ...]) -> None:
-    for options in ({}, {"readout": "rate"}, {"readout": [0.5] * shape[0]}):
+    for options in ({}, {"readout": "mean"}, {"readout": [0.5] * shape[0]}):
         spikes, last, (dx, dv) = run_lif(backend, torch.zeros(shape), torch.zeros(shape[1:]), **OPTIONS, **options)
         assert spikes.shape == (shape if not options else shape[1:])
         assert last.shape == dv.shape == shape[1:]
         assert dx.shape == shape
-    learnt = parameters(shape[2] if len(shape) > 2 else 1, synapse=True) | {
+    learnt = parameters(shape[2] if len(shape) > 2 else 1, synaptic_decay=True) | {
         "gain": torch.ones(1),
         "readout": torch.ones(shape[0]),
     }
@@ -1081,7 +1109,9 @@ def test_deterministic_for_any_thread_count(dtype: torch.dtype, layout: str) -> 
     assert x.numel() > 2 * SERIAL_BELOW
     options = parameters(33, dtype=torch.float64) | {"decay": torch.tensor([0.9], dtype=torch.bfloat16)}
     options |= {"readout": randn(17, seed=2), "record": "membrane", "reset": "delayed"}
-    options |= {"synapse": torch.tensor([0.4], dtype=torch.float64), "v_min": -0.1} if layout == "channels-last" else {}
+    options |= (
+        {"synaptic_decay": torch.tensor([0.4], dtype=torch.float64), "v_min": -0.1} if layout == "channels-last" else {}
+    )
     results = []
     for count in (1, 1, 2, 2, 3):
         torch.set_num_threads(count)
@@ -1124,7 +1154,7 @@ def test_the_interpreter_goes_on_during_a_kernel() -> None:
 
     def ticks_during_a_call() -> int:
         start = time.perf_counter()
-        lif(x, steps=600, readout="rate", **OPTIONS)
+        lif(x, steps=600, readout="mean", **OPTIONS)
         end = time.perf_counter()
         return sum(start < moment < end for moment in list(ticks))
 
@@ -1147,17 +1177,17 @@ RAW = {
     "bf16-to-f32": {"dtype": torch.bfloat16, "out": torch.float32},
     "uint8": {"out": torch.uint8},
     "soft-no-state": {"shape": (7, 6), "reset": "soft", "state": False},
-    "rate": {"readout": "rate"},
+    "rate": {"readout": "mean"},
     "weights": {"readout": "weights", "reset": "soft"},
     "constant": {"shape": (6,), "constant": True},
     "channels-last": {"shape": (20, 2, 3, 4, 4), "channels_last": True},
     "empty": {"shape": (20, 0)},
-    "synapse": {"synapse": 0.5, "record": True},
-    "synapse-parameters": {"shape": (20, 2, 3), "synapse": 0.5, "parameters": 3, "dtype": torch.bfloat16},
+    "synaptic_decay": {"synaptic_decay": 0.5, "record": True},
+    "synapse-parameters": {"shape": (20, 2, 3), "synaptic_decay": 0.5, "parameters": 3, "dtype": torch.bfloat16},
     "several": {"several": True, "reset": "soft", "v_min": -0.1},
-    "at-once": {"reset": "at_once", "readout": "rate"},
+    "at-once": {"reset": "at_once", "readout": "mean"},
     "record": {"record": True, "reset": "none"},
-    "record-rate": {"record": True, "readout": "rate", "reset": "delayed", "dtype": torch.bfloat16},
+    "record-rate": {"record": True, "readout": "mean", "reset": "delayed", "dtype": torch.bfloat16},
     "parameters": {"shape": (20, 2, 3), "parameters": 3, "reset": "delayed"},
     "affine": {"shape": (20, 2, 3, 4), "parameters": 3, "affine": True, "record": True},
     "one-of-each": {"shape": (20, 2, 3, 4), "parameters": 1, "dtype": torch.float64},
@@ -1178,16 +1208,16 @@ def test_opcheck(case: str) -> None:
     state = reference.state_dtype(x.dtype)
     v = randn(*inner, seed=1, dtype=state) if c.get("state", True) else None
     weights = torch.linspace(0, 1, 20, dtype=torch.float64) if c.get("readout") == "weights" else None
-    i = randn(*inner, seed=2, dtype=state) if c.get("synapse") is not None else None
-    learnt = parameters(c["parameters"], dtype=state, synapse=True) if "parameters" in c else None
+    i = randn(*inner, seed=2, dtype=state) if c.get("synaptic_decay") is not None else None
+    learnt = parameters(c["parameters"], dtype=state, synaptic_decay=True) if "parameters" in c else None
     learnt = None if learnt is None else torch.stack(list(learnt.values()))
     learnt = learnt[reference.AFFINE] if c.get("affine") else learnt
     steps = 20 if c["constant"] else len(x)
     options = {"constant": c["constant"], "reset": c["reset"], "readout": c.get("readout"), "steps": steps}
-    options |= {key: c[key] for key in ("synapse", "several", "v_min") if key in c}
+    options |= {key: c[key] for key in ("synaptic_decay", "several", "v_min") if key in c}
     p = neuron(**options, record=c.get("record", False), dtype=c.get("out", x.dtype), **RICH)
-    torch.library.opcheck(ops.lif_fwd, (x, v, i, learnt, weights, True, *p))
-    out, last, current, m, saved = ops.lif_fwd(x, v, i, learnt, weights, True, *p)
+    torch.library.opcheck(ops.lif_fwd, (x, v, i, learnt, weights, None, *raw(p), 1))
+    out, last, current, m, saved = ops.lif_fwd(x, v, i, learnt, weights, None, *raw(p), 1)
     cotangents = (
         out if p.dtype.is_floating_point else None,
         last if v is not None else None,
@@ -1197,7 +1227,7 @@ def test_opcheck(case: str) -> None:
     bits = 0 if learnt is None else 2 ** len(learnt) - 1
     weighted = weights is not None
     for wanted in ((True, v is not None, i is not None, weighted, bits), (False, False, False, weighted, bits)):
-        arguments = (x, v, i, learnt, weights, saved, *cotangents, None, *wanted, *p)
+        arguments = (x, v, i, learnt, weights, None, saved, *cotangents, None, *raw(p), *wanted)
         torch.library.opcheck(ops.lif_bwd, arguments)
 
 
@@ -1208,11 +1238,11 @@ def test_the_reference_differentiates_within_a_compiled_graph() -> None:
     x, v = randn(20, 6), randn(6, seed=1)
     p = neuron(steps=20, **RICH)
     with use_backend("reference"):
-        out, last, _, _, saved = ops.lif_fwd(x, v, None, None, None, True, *p)
+        out, last, _, _, saved = ops.lif_fwd(x, v, None, None, None, None, *raw(p), 1)
 
         def backward(x: Tensor, v: Tensor, saved: Tensor, out: Tensor, last: Tensor) -> tuple[Tensor, ...]:
             wanted = (True, True, False, False, 0)
-            return ops.lif_bwd(x, v, None, None, None, saved, out, last, None, None, None, *wanted, *p)
+            return ops.lif_bwd(x, v, None, None, None, None, saved, out, last, None, None, None, *raw(p), *wanted)
 
         expected = backward(x, v, saved, out, last)
         assert expected[0].count_nonzero() > 0
@@ -1236,7 +1266,8 @@ def test_compile_with_tensors(kind: str, readout: str | None) -> None:
     torch._dynamo.reset()
     learnt = parameters(1 if kind == "one" else 5)
     if kind == "affine":
-        learnt = {key: learnt[key] for key in ("gain", "rest")}
+        learnt = {key: learnt[key] for key in ("gain", "bias")}
+    learnt.pop("v_reset", None)  # which the delayed reset lacks
     if readout:
         learnt["readout"] = randn(20, seed=3)
 
@@ -1255,10 +1286,10 @@ def test_compile_with_tensors(kind: str, readout: str | None) -> None:
     "options",
     [
         {},
-        {"readout": "rate"},
+        {"readout": "mean"},
         {"reset": "soft", "surrogate": Rectangular(width=0.5), "detach_reset": True},
-        {"synapse": 0.5, "i": randn(6, 5, seed=2), "v_min": -0.1},
-        {"synapse": torch.tensor([0.5]), "reset": "at_once"},
+        {"synaptic_decay": 0.5, "i": randn(6, 5, seed=2), "v_min": -0.1},
+        {"synaptic_decay": torch.tensor([0.5]), "reset": "at_once"},
         {"several": True, "reset": "soft"},
     ],
     ids=["plain", "rate", "soft-detached", "synapse-v_min", "synapse-at_once", "several"],
@@ -1340,7 +1371,7 @@ def test_compile_with_inductor() -> None:
 
 
 @on_both
-@pytest.mark.parametrize("readout", [None, "rate", "weights"], ids=str)
+@pytest.mark.parametrize("readout", [None, "mean", "weights"], ids=str)
 @pytest.mark.parametrize("in_dims", [(1, None), (None, 0), (0, 0), (2, 1)], ids=str)
 def test_vmap(backend: str, in_dims: tuple, readout: str | None) -> None:
     size, options = 3, RICH | {"readout": readout_of(readout, 20)}
@@ -1362,7 +1393,7 @@ def test_vmap(backend: str, in_dims: tuple, readout: str | None) -> None:
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 1), (0, 0)], ids=str)
 def test_vmap_with_a_synapse(backend: str, in_dims: tuple) -> None:
     """Over x and i, outputs and gradients of both."""
-    x, i, options = randn(3, 20, 4, 5), randn(3, 4, 5, seed=1), RICH | {"synapse": 0.5}
+    x, i, options = randn(3, 20, 4, 5), randn(3, 4, 5, seed=1), RICH | {"synaptic_decay": 0.5}
     given = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip((x, i), in_dims, strict=True)]
 
     def loss(x: Tensor, i: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -1422,7 +1453,7 @@ def test_vjp_and_jacobian(backend: str) -> None:
 @pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
 def test_vmap_over_parameters(backend: str, argument: str) -> None:
     x = randn(20, 4, 3)
-    options = RICH | parameters(3, synapse=True) | {"readout": randn(20, seed=1), "record": "membrane"}
+    options = RICH | parameters(3, synaptic_decay=True) | {"readout": randn(20, seed=1), "record": "membrane"}
     many = torch.stack([options[argument] * factor for factor in (0.5, 1.0, 1.1)])
     together = torch.vmap(lambda value: lif(x, **(options | {argument: value})))(many)
     for k in range(3):
@@ -1452,7 +1483,7 @@ def test_gradients_per_sample(backend: str, arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("argument", ["v", *PARAMETERS, "readout"])
 def test_jacobian_of_every_argument(backend: str, argument: str) -> None:
     x = randn(6, 2, 3, dtype=torch.float64)
-    options = parameters(3, dtype=torch.float64, synapse=True) | {"v": randn(2, 3, seed=1, dtype=torch.float64)}
+    options = parameters(3, dtype=torch.float64, synaptic_decay=True) | {"v": randn(2, 3, seed=1, dtype=torch.float64)}
     options |= {"readout": randn(6, seed=2, dtype=torch.float64)}
 
     def outputs(value: Tensor) -> tuple[Tensor, ...]:
@@ -1493,7 +1524,7 @@ def test_meta_tensors() -> None:
         assert (spikes.shape, spikes.dtype, spikes.device.type) == ((20, 3, 4), torch.bfloat16, "meta")
         assert (v.shape, v.dtype, v.device.type) == ((3, 4), torch.float32, "meta")
         assert (m.shape, m.dtype, m.device.type) == ((20, 3, 4), torch.float32, "meta")
-    rate, _ = lif(x, readout="rate", dtype=torch.float64, **OPTIONS)
+    rate, _ = lif(x, readout="mean", dtype=torch.float64, **OPTIONS)
     assert (rate.shape, rate.dtype) == ((3, 4), torch.float64)
     assert lif(x, dtype=torch.uint8, **OPTIONS)[0].dtype == torch.uint8
 
@@ -1506,6 +1537,8 @@ class Mine(Sigmoid):
 
 
 X = torch.zeros(4, 3)
+MULTIPLE = {"fire": "multi_spike", "reset": Soft()}
+MULTIPLE = {"fire": "multi_spike", "reset": Soft()}
 BAD = {
     "x-list": (TypeError, "x: got list", {"x": [1.0]}),
     "x-integer": (TypeError, "x: got dtype int64", {"x": X.long()}),
@@ -1524,50 +1557,59 @@ BAD = {
     "v-dtype": (TypeError, "v: got dtype torch.float64", {"v": torch.zeros(3, dtype=torch.float64)}),
     "v-half": (TypeError, "v: got dtype torch.bfloat16", {"x": X.bfloat16(), "v": torch.zeros(3).bfloat16()}),
     "v-device": (ValueError, "v: got device meta, accepted is cpu", {"v": torch.zeros(3, device="meta")}),
-    "i-without-synapse": (ValueError, "i: got a tensor, accepted is None where synapse is None", {"i": torch.zeros(3)}),
-    "i-shape": (ValueError, "i: got shape (4,), accepted is (3,)", {"synapse": 0.5, "i": torch.zeros(4)}),
-    "i-dtype": (TypeError, "i: got dtype torch.float64", {"synapse": 0.5, "i": torch.zeros(3, dtype=torch.float64)}),
-    "i-list": (TypeError, "i: got list", {"synapse": 0.5, "i": [0.0] * 3}),
+    "i-without-synapse": (
+        ValueError,
+        "i: got a tensor, accepted is None where synaptic_decay is None",
+        {"i": torch.zeros(3)},
+    ),
+    "i-shape": (ValueError, "i: got shape (4,), accepted is (3,)", {"synaptic_decay": 0.5, "i": torch.zeros(4)}),
+    "i-dtype": (
+        TypeError,
+        "i: got dtype torch.float64",
+        {"synaptic_decay": 0.5, "i": torch.zeros(3, dtype=torch.float64)},
+    ),
+    "i-list": (TypeError, "i: got list", {"synaptic_decay": 0.5, "i": [0.0] * 3}),
     "v_min-infinite": (ValueError, "v_min: got -inf", {"v_min": -float("inf")}),
     "v_min-nan": (ValueError, "v_min: got nan", {"v_min": float("nan")}),
     "v_min-word": (ValueError, "v_min: got low", {"v_min": "low"}),
-    "several-delayed": (
+    "multi_spike-delayed": (
         ValueError,
-        "reset: got 'delayed', accepted with several",
-        {"several": True, "reset": "delayed"},
+        "reset: got Delayed(detach=False, corrected=False), accepted with fire='multi_spike' are",
+        MULTIPLE | {"reset": Delayed()},
     ),
-    "several-at-once": (
+    "multi_spike-hard": (ValueError, "reset: got Hard(), whose spikes have", MULTIPLE | {"reset": Hard()}),
+    "multi_spike-smooth": (
         ValueError,
-        "reset: got 'at_once', accepted with several",
-        {"several": True, "reset": "at_once"},
+        "surrogate: got one with spiking=False",
+        MULTIPLE | {"surrogate": Sigmoid(spiking=False)},
     ),
-    "several-hard": (ValueError, "detach_reset: got False, accepted with several", {"several": True}),
-    "several-strict": (ValueError, "strict: got True", {"several": True, "reset": "soft", "strict": True}),
-    "several-smooth": (
+    "multi_spike-uint8": (ValueError, "dtype: got torch.uint8", MULTIPLE | {"dtype": torch.uint8}),
+    "multi_spike-threshold-0": (
         ValueError,
-        "surrogate: got a smooth one",
-        {"several": True, "reset": "soft", "surrogate": Sigmoid(smooth=True)},
+        "threshold: got 0.0, accepted with fire='multi_spike' is a number above 0",
+        MULTIPLE | {"threshold": 0},
     ),
-    "several-uint8": (ValueError, "dtype: got torch.uint8", {"several": True, "reset": "soft", "dtype": torch.uint8}),
-    "reset-unknown": (
-        ValueError,
-        "reset: got 'zero', accepted are hard, soft, none, delayed, at_once",
-        {"reset": "zero"},
+    "fire-unknown": (ValueError, "fire: got '>>', accepted are '>=', '>', 'multi_spike'", {"fire": ">>"}),
+    "fire-list": (ValueError, "fire: got ['>']", {"fire": [">"]}),
+    "unknown": (TypeError, "lif: got the unknown keyword treshold", {"treshold": 1.0}),
+    "renamed-rest": (TypeError, "lif: got the keyword rest, accepted in its place is bias=", {"rest": 0.0}),
+    "renamed-synapse": (TypeError, "lif: got the keyword synapse, accepted in its place", {"synapse": 0.5}),
+    "renamed-v_reset": (
+        TypeError,
+        "lif: got the keyword v_reset, accepted in its place is reset=Hard",
+        {"v_reset": 0.0},
     ),
-    "several-threshold-0": (
-        ValueError,
-        "threshold: got 0.0, accepted with several is a number above 0",
-        {"several": True, "reset": "soft", "threshold": 0},
-    ),
+    "renamed-strict": (TypeError, 'lif: got the keyword strict, accepted in its place is fire=">"', {"strict": True}),
     "threshold-float32": (ValueError, "threshold: got 1e+39, accepted", {"threshold": 1e39}),
     "v_min-float32": (ValueError, "v_min: got -1e+39, accepted is a finite number (in float32)", {"v_min": -1e39}),
-    "reset-None": (ValueError, "reset: got None", {"reset": None}),
-    "reset-list": (ValueError, "reset: got ['hard']", {"reset": ["hard"]}),
+    "reset-word": (TypeError, "reset: got 'hard', accepted are Hard(), Soft(), Delayed() of esvae", {"reset": "hard"}),
+    "reset-class": (TypeError, "reset: got <class", {"reset": Hard}),
+    "reset-list": (TypeError, "reset: got [Hard(", {"reset": [Hard()]}),
     "surrogate-class": (TypeError, "surrogate: got <class", {"surrogate": Sigmoid}),
     "surrogate-string": (TypeError, "surrogate: got 'atan'", {"surrogate": "atan"}),
     "surrogate-subclass": (TypeError, "surrogate: got Mine(", {"surrogate": Mine()}),
     "surrogate-base": (TypeError, "surrogate: ", {"surrogate": Surrogate()}),
-    "readout-word": (ValueError, "readout: got 'mean'", {"readout": "mean"}),
+    "readout-word": (ValueError, "readout: got 'rate', accepted are None, 'mean' or 4 weights", {"readout": "rate"}),
     "readout-short": (ValueError, "readout: got weights of shape (3,), accepted is (4,)", {"readout": [1.0] * 3}),
     "readout-matrix": (ValueError, "readout: got weights of shape (4, 1)", {"readout": torch.ones(4, 1)}),
     "readout-number": (ValueError, "readout: ", {"readout": 0.5}),
@@ -1590,9 +1632,9 @@ BAD = {
         "dtype: got torch.uint8",
         {"decay": torch.ones(1).requires_grad_(), "dtype": torch.uint8},
     ),
-    "uint8-rate": (ValueError, "dtype: got torch.uint8", {"readout": "rate", "dtype": torch.uint8}),
+    "uint8-rate": (ValueError, "dtype: got torch.uint8", {"readout": "mean", "dtype": torch.uint8}),
     "uint8-weights": (ValueError, "dtype: got torch.uint8", {"readout": [1.0] * 4, "dtype": torch.uint8}),
-    "uint8-smooth": (ValueError, "dtype: got torch.uint8", {"surrogate": Sigmoid(smooth=True), "dtype": torch.uint8}),
+    "uint8-smooth": (ValueError, "dtype: got torch.uint8", {"surrogate": Sigmoid(spiking=False), "dtype": torch.uint8}),
 }
 
 
@@ -1600,22 +1642,23 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_in_one_line(case: str) -> None:
     error, start, arguments = BAD[case]
-    one_line(lambda: lif(**({"x": X} | OPTIONS | arguments)), error, start)
+    one_line(lambda: esvae_kernels.lif(**({"x": X} | OPTIONS | arguments)), error, start)
 
 
 @cpu_only("arguments are validated before a backend is chosen")
 @pytest.mark.parametrize("argument", PARAMETERS)
 def test_bad_parameters(argument: str) -> None:
     x = torch.zeros(4, 2, 3, 5)  # three channels
+    name = "Hard(v_reset)" if argument == "v_reset" else argument
 
     def refuses(value: object, error: type[Exception], what: str, x: Tensor = x) -> None:
-        one_line(lambda: lif(x, **(OPTIONS | {argument: value})), error, f"{argument}: got {what}")
+        one_line(lambda: lif(x, **(OPTIONS | {argument: value})), error, f"{name}: got {what}")
 
     for value in (float("nan"), float("inf"), np.float32("inf"), None, "0.5", True, 1j, [0.5], 10**400, 1e39):
-        if value is not None or argument != "synapse":  # None: no synapse
+        if value is not None or argument != "synaptic_decay":  # None: no synapse
             refuses(value, ValueError, "")
     for shape in ((0,), (2,), (4,), (3, 1), (1, 1)):
-        refuses(torch.ones(shape), ValueError, f"shape {shape}, accepted are a number, (1,) or (3,)")
+        refuses(torch.ones(shape), ValueError, f"shape {shape}, accepted are a number, (1,), (3,) or (3, 5)")
     refuses(torch.ones(3), ValueError, "shape (3,), accepted are a number, (1,)", x[:, :, 0, 0])  # (T, N): no channels
     for dtype in (torch.int64, torch.bool, torch.complex64):
         refuses(torch.ones(3, dtype=dtype), TypeError, f"dtype {str(dtype).removeprefix('torch.')}")
@@ -1641,5 +1684,5 @@ def test_accepted_forms() -> None:
 
 def test_raw_op_refuses_an_unknown_surrogate() -> None:
     p = neuron(steps=3, **OPTIONS)._replace(surrogate=99)
-    with pytest.raises(ValueError, match="surrogate: got the id 99"):
-        ops.lif_fwd(torch.zeros(3, 2), None, None, None, None, False, *p)
+    with pytest.raises(ValueError, match="neuron: got surrogate=99, accepted are 0 to 7"):
+        ops.lif_fwd(torch.zeros(3, 2), None, None, None, None, None, *raw(p), 0)

@@ -44,7 +44,8 @@ from esvae.cli.commands import Train, _train_defaults
 from esvae.config import PRESETS, Config, ModelConfig, SurrogateName, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.losses import mmd
-from esvae.models import MODELS, base
+from esvae.models import MODELS
+from esvae.models import hub as model_hub
 from esvae.noise import Stream, normal
 from esvae.prior import MixturePrior
 from esvae.runs import Run
@@ -201,7 +202,7 @@ def test_rate_readout_of_the_encoder(preset_name: str) -> None:
     theirs, layer = literal.before_latent_layer, ours.to_latent
     spikes = random_spikes(N, 1024, T)
     a, b = spikes.clone().requires_grad_(), time_first(spikes).clone().requires_grad_()
-    expected, found = theirs(a).mean(-1), layer(b, readout="rate")
+    expected, found = theirs(a).mean(-1), layer(b, readout="mean")
     assert torch.equal(found, expected)
     weights = torch.randn(expected.shape, dtype=torch.float64)
     (expected * weights).sum().backward()
@@ -601,9 +602,9 @@ def test_surrogate_names_reach_the_kernels() -> None:
         model = small(lif_surrogate=name, lif_shape=3.0, lif_center=0.1, sampler_surrogate=name, sampler_shape=2.0)
         used = model.encoder[0].neurons.surrogate
         assert type(used).__name__ == type(model.sampler_surrogate).__name__ == kind
-        assert (used.center, model.sampler_surrogate.center) == (0.1, 0.0)
+        assert (used.shift, model.sampler_surrogate.shift) == (0.1, 0.0)
         if kind != "StraightThrough":
-            assert (used.shape, model.sampler_surrogate.shape) == (3.0, 2.0)
+            assert (used.parameter, model.sampler_surrogate.parameter) == (3.0, 2.0)
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -971,7 +972,7 @@ def test_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "fashion", "a/b/c", "someone/"])
 def test_a_folder_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's repository has such a name, so that the hub is not asked."""
-    monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(model_hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained(name)
     assert_one_line(error, f"{name}: no such folder, shipped model or repository")
@@ -986,8 +987,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         port = server.getsockname()[1]  # nothing listens on it any more
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
-    url = functools.partial(base.hf_hub_url, endpoint=f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(base, "hf_hub_url", url)
+    url = functools.partial(model_hub.hf_hub_url, endpoint=f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(model_hub, "hf_hub_url", url)
     with pytest.raises(InputError) as error:
         ESVAE.from_pretrained("someone/unknown", cache_dir=tmp_path)
     assert_one_line(error, "someone/unknown: no such folder, shipped model or repository: ")
@@ -1013,9 +1014,9 @@ def hub(small_model: ESVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise EntryNotFoundError(filename)
         return str(folder / filename)
 
-    for module in (hub_mixin, base):
+    for module in (hub_mixin, model_hub):
         monkeypatch.setattr(module, "hf_hub_download", download)
-    monkeypatch.setattr(base, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(model_hub, "get_hf_file_metadata", lambda *_, **__: None)
     return folder
 
 

@@ -54,7 +54,7 @@ def uniforms(
 ) -> Tensor:
     """u (T, N, elements), as the op draws them: the smooth straight-through spike at rate 0 is -u."""
     zero = torch.zeros(len(ids), elements, dtype=dtype)
-    return -poisson(zero, steps, sample_ids=ids, seed=seed, stream=stream, surrogate=StraightThrough(smooth=True))
+    return -poisson(zero, steps, sample_ids=ids, seed=seed, stream=stream, surrogate=StraightThrough(spiking=False))
 
 
 # ------------------------------------------------------------------------------------------------- the generator
@@ -273,7 +273,7 @@ def test_aligned_tensors_beyond_the_cache(dtype: torch.dtype) -> None:
 def test_spikes_of_another_dtype_equal_the_reference(spikes_dtype: torch.dtype, dtype: torch.dtype) -> None:
     rate = rates(3, 349, dtype=dtype)
     turn = sum(map(list(DTYPES.values()).index, (spikes_dtype, dtype)))
-    for surrogate in in_turn((Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(smooth=True)), turn):
+    for surrogate in in_turn((Rectangular(0.5), StraightThrough(), Sigmoid(), StraightThrough(spiking=False)), turn):
         check_equal(rate, 6, seed=3, surrogate=surrogate, dtype=spikes_dtype)
     spikes, gradient = run(BACKENDS[-1], rate, 6, seed=3, dtype=spikes_dtype)
     assert (spikes.dtype, gradient.dtype) == (spikes_dtype, dtype)
@@ -304,7 +304,7 @@ def test_seeds_and_samples_of_64_bits_equal_the_reference(seed: int) -> None:
 @pytest.mark.parametrize("stream", STREAMS)
 def test_streams_equal_the_reference(stream: int, dtype: torch.dtype) -> None:
     """Spikes, smooth ones, and gradients, at a seed that the key wraps for."""
-    for surrogate in (Rectangular(0.5), Sigmoid(), StraightThrough(smooth=True)):
+    for surrogate in (Rectangular(0.5), Sigmoid(), StraightThrough(spiking=False)):
         check_equal(rates(3, 130, dtype=dtype), 6, seed=-(2**63) + 1, stream=stream, surrogate=surrogate)
 
 
@@ -371,7 +371,7 @@ def test_gradient_is_the_slope_at_rate_minus_u(surrogate: Surrogate, backend: st
     cotangent = randn(10, 3, 7, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(poisson(rate, 10, seed=1, surrogate=surrogate), rate, cotangent)
     u = uniforms(7, 10, ids, 1, torch.float64)
-    expected = (cotangent * surrogate.derivative(rate.detach() - u - surrogate.center)).sum(0)
+    expected = (cotangent * surrogate.derivative(rate.detach() - u - surrogate.shift)).sum(0)
     assert_gradients([gradient], [expected])
 
 
@@ -412,7 +412,7 @@ def test_derivatives_are_those_of_the_stream(backend: str) -> None:
         expected = both(reference.poisson(rate, torch.arange(3), 1, 5, Sigmoid(), stream=stream))
         for seed in (1, torch.tensor([1]), torch.tensor(1)):
             assert_gradients(both(poisson(rate, 5, seed=seed, stream=stream, surrogate=Sigmoid())), expected)
-    smooth = Sigmoid(smooth=True)
+    smooth = Sigmoid(spiking=False)
     assert torch.autograd.gradcheck(lambda r: poisson(r, 5, seed=1, stream=3, surrogate=smooth), rate)
     assert torch.autograd.gradgradcheck(lambda r: poisson(r, 5, seed=1, stream=3, surrogate=smooth), rate)
 
@@ -864,7 +864,7 @@ BAD = {
     "dtype-smooth": (
         ValueError,
         "dtype: got torch.uint8, which holds spikes",
-        {"dtype": torch.uint8, "surrogate": Sigmoid(smooth=True)},
+        {"dtype": torch.uint8, "surrogate": Sigmoid(spiking=False)},
     ),
     "check-above": (ValueError, "rate: got values", {"rate": RATE + 0.51, "check_rates": True}),
     "check-below": (ValueError, "rate: got values", {"rate": RATE - 0.51, "check_rates": True}),

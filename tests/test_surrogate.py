@@ -13,10 +13,11 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_helpers import BACKENDS, DTYPES, KERNELS, SMOOTH, SURROGATES, TOLERANCE, name, one_line, randn, use_kernel
+from parts import lif
 from scipy.integrate import quad
 from torch import Tensor
 
-from esvae_kernels import lif, surrogate
+from esvae_kernels import surrogate
 from esvae_kernels.ops.lif.reference import state_dtype
 from esvae_kernels.surrogate import SURROGATES as BY_ID
 from esvae_kernels.surrogate import (
@@ -65,7 +66,7 @@ def through_the_op(s: Surrogate, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label(s: Surrogate) -> str:
-    return f"{name(s)}-{s.shape:g}-{s.scale:g}"
+    return f"{name(s)}-{s.parameter:g}-{s.scale:g}"
 
 
 # -------------------------------------------------------------------------------------------------- the catalogue
@@ -87,26 +88,26 @@ def test_every_alias_is_tested() -> None:
     assert exported == set(ALIASES)
 
 
-@pytest.mark.parametrize("s", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
+@pytest.mark.parametrize("s", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * (not s.spiking)}")
 def test_arguments_name_the_surrogate(s: Surrogate) -> None:
-    assert from_arguments(s.id, s.shape, s.scale, s.center, s.smooth) == s
+    assert from_arguments(s.id, s.parameter, s.scale, s.shift, s.spiking) == s
 
 
 @pytest.mark.parametrize("cls", BY_ID.values(), ids=lambda cls: cls.__name__)
 def test_fields(cls: type[Surrogate]) -> None:
     """The shape parameter comes first; the others are the same, in the same order, everywhere."""
     own = [OWN_PARAMETER[cls]] if cls in OWN_PARAMETER else []
-    assert list(inspect.signature(cls).parameters) == [*own, "center", "scale", "smooth"]
-    s = cls(**dict.fromkeys(own, 3.0), center=-0.5, scale=2.0, smooth=True)
-    assert (s.shape, s.center, s.scale, s.smooth) == (3.0 if own else 1.0, -0.5, 2.0, True)
-    assert (cls().center, cls().scale, cls().smooth) == (0.0, 1.0, False)
+    assert list(inspect.signature(cls).parameters) == [*own, "shift", "scale", "spiking"]
+    s = cls(**dict.fromkeys(own, 3.0), shift=-0.5, scale=2.0, spiking=False)
+    assert (s.parameter, s.shift, s.scale, s.spiking) == (3.0 if own else 1.0, -0.5, 2.0, False)
+    assert (cls().shift, cls().scale, cls().spiking) == (0.0, 1.0, True)
 
 
 def test_surrogates_are_values() -> None:
     assert ATan(2.0) == ATan() != ATan(3.0)
     assert ATan(scale=2.0) != ATan()
     assert Rectangular() != Triangular()
-    assert len({Sigmoid(), Sigmoid(4.0), Sigmoid(4.0, center=0.1)}) == 2
+    assert len({Sigmoid(), Sigmoid(4.0), Sigmoid(4.0, shift=0.1)}) == 2
     with pytest.raises(AttributeError):
         ATan().alpha = 3.0
 
@@ -130,9 +131,9 @@ def test_derivative_is_that_of_the_primitive(s: Surrogate) -> None:
 @every
 def test_backends_compute_the_formulas(s: Surrogate, dtype: torch.dtype, backend: str) -> None:
     u = torch.cat([randn(1000), torch.tensor([*EDGES, INF, -INF, NAN])]).to(dtype)
-    centered = u.to(state_dtype(dtype)) - s.center
+    centered = u.to(state_dtype(dtype)) - s.shift
     tolerance = {**TOLERANCE[dtype], "atol": max(TOLERANCE[dtype]["atol"], 1e-7), "equal_nan": True}
-    value, of_the_smooth = through_the_op(replace(s, smooth=True), u)
+    value, of_the_smooth = through_the_op(replace(s, spiking=False), u)
     torch.testing.assert_close(value, s.primitive(centered).to(dtype), **tolerance)
     spikes, derivative = through_the_op(s, u)
     assert torch.equal(spikes, (u >= 0).to(dtype))
@@ -142,7 +143,7 @@ def test_backends_compute_the_formulas(s: Surrogate, dtype: torch.dtype, backend
 
 def check_infinity_and_nan(s: Surrogate, area: float, dtype: torch.dtype) -> None:
     u = torch.tensor([INF, -INF, NAN], dtype=dtype).repeat(33)  # whole vectors of any width, and what is left over
-    value, derivative = through_the_op(replace(s, smooth=True), u)
+    value, derivative = through_the_op(replace(s, spiking=False), u)
     spikes, of_the_step = through_the_op(s, u)
     assert spikes.view(33, 3).eq(torch.tensor([1, 0, 0])).all()
     at_infinity = [INF, -INF] if isinstance(s, StraightThrough) else [area, 0.0]
@@ -160,7 +161,7 @@ def check_infinity_and_nan(s: Surrogate, area: float, dtype: torch.dtype) -> Non
 @every
 def test_infinity_and_nan(s: Surrogate, dtype: torch.dtype, backend: str) -> None:
     """Nothing flows infinitely far from the threshold; NaN stays NaN where the formula computes with u."""
-    area = s.scale * (2 / s.shape if isinstance(s, FastSigmoid) else 1)
+    area = s.scale * (2 / s.parameter if isinstance(s, FastSigmoid) else 1)
     check_infinity_and_nan(s, area, dtype)
     for kernel in KERNELS if backend == "cpu" else []:
         with use_kernel(kernel):
@@ -176,7 +177,7 @@ def test_exponentials_reach_zero(backend: str) -> None:
         derivative = through_the_op(s, at)[1].double()
         torch.testing.assert_close(derivative, expected, rtol=5e-5, atol=1e-38)
     torch.testing.assert_close(
-        through_the_op(Sigmoid(1.0, smooth=True), -u)[0].double(), expected, rtol=5e-5, atol=1e-38
+        through_the_op(Sigmoid(1.0, spiking=False), -u)[0].double(), expected, rtol=5e-5, atol=1e-38
     )
 
 
@@ -184,7 +185,7 @@ def area_under(s: Surrogate) -> float:
     def derivative(u: float) -> float:
         return s.derivative(torch.tensor(u, dtype=torch.float64)).item()
 
-    edge = {Rectangular: s.shape / 2, Triangular: s.shape}.get(type(s), 1.0)
+    edge = {Rectangular: s.parameter / 2, Triangular: s.parameter}.get(type(s), 1.0)
     return sum(quad(derivative, *piece)[0] for piece in [(-INF, -edge), (-edge, 0), (0, edge), (edge, INF)])
 
 
@@ -243,8 +244,8 @@ def test_height_at_the_threshold(s: Surrogate, peak: float) -> None:
 def test_center_shifts(s: Surrogate, backend: str) -> None:
     u = randn(50, dtype=torch.float64)
     for smooth in (False, True):
-        shifted = through_the_op(replace(s, center=0.25, smooth=smooth), u)
-        plain = through_the_op(replace(s, center=0.0, smooth=smooth), u - 0.25)
+        shifted = through_the_op(replace(s, shift=0.25, spiking=not smooth), u)
+        plain = through_the_op(replace(s, shift=0.0, spiking=not smooth), u - 0.25)
         torch.testing.assert_close(shifted[1], plain[1], rtol=1e-12, atol=1e-14)
         if smooth:
             torch.testing.assert_close(shifted[0], plain[0], rtol=1e-12, atol=1e-14)
@@ -257,8 +258,8 @@ def test_center_shifts(s: Surrogate, backend: str) -> None:
 def test_scale_scales(s: Surrogate, backend: str) -> None:
     u = randn(50, dtype=torch.float64)
     for smooth in (False, True):
-        scaled = through_the_op(replace(s, scale=2.5, smooth=smooth), u)
-        plain = through_the_op(replace(s, scale=1.0, smooth=smooth), u)
+        scaled = through_the_op(replace(s, scale=2.5, spiking=not smooth), u)
+        plain = through_the_op(replace(s, scale=1.0, spiking=not smooth), u)
         torch.testing.assert_close(scaled[1], 2.5 * plain[1], rtol=1e-12, atol=1e-14)
         factor = 2.5 if smooth else 1.0  # a spike is 0 or 1 at any scale
         torch.testing.assert_close(scaled[0], factor * plain[0], rtol=1e-12, atol=1e-14)
@@ -293,9 +294,9 @@ def test_aliases_equal_their_formulas(s: Surrogate, formula: Formula) -> None:
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.__name__)
 def test_aliases_hand_on_what_they_are_given(alias: Callable[..., Surrogate]) -> None:
-    s = alias(center=0.3, smooth=True)
-    assert (s.center, s.smooth) == (0.3, True)
-    assert s == replace(alias(), center=0.3, smooth=True)
+    s = alias(shift=0.3, spiking=False)
+    assert (s.shift, s.spiking) == (0.3, False)
+    assert s == replace(alias(), shift=0.3, spiking=False)
     if "scale" in inspect.signature(alias).parameters:
         assert alias(scale=2.5) == replace(alias(), scale=2.5 * alias().scale)
 
@@ -337,7 +338,7 @@ def test_equal_to_spikingjelly(theirs: str, ours: Callable[..., Surrogate], alph
         ("atan", {}, ATan()),
         ("atan", {"alpha": 1.7}, ATan(alpha=1.7)),
         ("straight_through_estimator", {}, StraightThrough()),
-        ("spike_rate_escape", {"beta": 2, "slope": 3}, PiecewiseExp(alpha=2, center=1.0, scale=3.0)),
+        ("spike_rate_escape", {"beta": 2, "slope": 3}, PiecewiseExp(alpha=2, shift=1.0, scale=3.0)),
     ],
     ids=str,
 )
@@ -345,7 +346,7 @@ def test_equal_to_snntorch(theirs: str, arguments: dict[str, float], s: Surrogat
     peers = pytest.importorskip("snntorch.surrogate")
     u = randn(500, dtype=torch.float64)
     peer = getattr(peers, theirs)(**arguments)
-    torch.testing.assert_close(s.derivative(u - s.center), peer_gradient(peer, u), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(s.derivative(u - s.shift), peer_gradient(peer, u), rtol=1e-6, atol=1e-9)
 
 
 # ----------------------------------------------------------------------------------------------------- validation
@@ -370,9 +371,9 @@ def test_bad_shapes_and_scales_are_refused(make: Callable[..., Surrogate], param
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 10**400, None, "1", False], ids=repr)
 @pytest.mark.parametrize("cls", BY_ID.values(), ids=lambda cls: cls.__name__)
 def test_bad_centers_are_refused(cls: type[Surrogate], value: object) -> None:
-    one_line(lambda: cls(center=value), ValueError, f"{cls.__name__}(center): got ")
+    one_line(lambda: cls(shift=value), ValueError, f"{cls.__name__}(shift): got ")
 
 
 @pytest.mark.parametrize("value", [0, 1, None, "no"], ids=repr)
 def test_bad_smooth_is_refused(value: object) -> None:
-    one_line(lambda: ATan(smooth=value), ValueError, "ATan(smooth): got ")
+    one_line(lambda: ATan(spiking=value), ValueError, "ATan(spiking): got ")

@@ -7,10 +7,11 @@ from itertools import product
 import pytest
 import torch
 from kernel_helpers import DTYPES, NEAR, SURROGATES, assert_near, assert_same_bits, channels_last, name, randn
+from parts import bn_lif
 from torch import Tensor
 from triton_helpers import interpreted  # noqa: F401 - a fixture
 
-from esvae_kernels import bn_lif, use_backend
+from esvae_kernels import use_backend
 from esvae_kernels.ops.bn_lif import reference
 from esvae_kernels.ops.bn_lif import triton as room
 from esvae_kernels.ops.lif.reference import RESETS, state_dtype
@@ -159,7 +160,7 @@ def test_bn_lif(dtype: torch.dtype, training: bool, constant: bool, layout: str)
                 reset=RESETS[index % 4],
                 detach_reset=index % 3 == 0,
                 surrogate=SURROGATES[index],
-                readout=(None, "rate")[index // 2 % 2],
+                readout=(None, "mean")[index // 2 % 2],
             )
             cotangents = [randn(*o.shape, seed=7 + k, dtype=o.dtype) for k, o in enumerate(outputs)]
             gradients = torch.autograd.grad(outputs, leaves.values(), cotangents)

@@ -21,17 +21,19 @@ from kernel_helpers import (
     neuron,
     parameters,
     randn,
+    raw,
     run_lif,
 )
+from parts import lif
 from torch import Tensor
 from triton_helpers import interpreted  # noqa: F401 - a fixture
 
-from esvae_kernels import lif, use_backend
+from esvae_kernels import use_backend
 from esvae_kernels.ops.lif import reference
 from esvae_kernels.ops.lif.reference import PARAMETERS, RESETS
 from esvae_kernels.surrogate import Sigmoid, Surrogate
 
-RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "rest": 0.05, "v_reset": -0.1}
+RICH = {"decay": 0.9, "threshold": 0.4, "gain": 0.7, "bias": 0.05, "v_reset": -0.1}
 ops = torch.ops.esvae_kernels
 STEPS = (1, 3, 4, 7, 16, 17, 20, 33)
 ROWS = (
@@ -52,7 +54,7 @@ def check(x: Tensor, v: Tensor | None = None, i: Tensor | None = None, **options
     *outputs, gradients = run_lif("reference", x, v, i=i, **options)
     *actual, found = run_lif("triton", x, v, i=i, **options)
     own = 1 + (v is not None) + (i is not None)
-    smooth = "surrogate" in options and options["surrogate"].smooth
+    smooth = "surrogate" in options and not options["surrogate"].spiking
     (assert_gradients if smooth else assert_all_same_bits)(actual, outputs)
     assert_gradients(found[:own], gradients[:own])
     assert_sums(found[own:], gradients[own:], x.numel() * (options.get("steps") or 1), state)
@@ -87,12 +89,12 @@ GRID = pairwise(
     dtype=tuple(DTYPES.values()),
     steps=STEPS,
     row=ROWS,
-    readout=(None, "rate", "weights"),
+    readout=(None, "mean", "weights"),
     record=(None, "membrane"),
     constant=(False, True),
     v=(False, True),
     surrogate=tuple(SURROGATES),
-    learnt=("", "one", "gain-rest", "some", "all"),
+    learnt=("", "one", "gain-bias", "some", "all"),
     last=(False, True),
 )
 
@@ -100,8 +102,8 @@ GRID = pairwise(
 def learnt_of(kind: str, channels: int) -> dict[str, Tensor]:
     """Those of the parameters that are tensors."""
     own = PARAMETERS[:-1]
-    names = {"": (), "one": own, "gain-rest": own[1:3], "some": own[::3], "all": own, "synapse": PARAMETERS}[kind]
-    return {k: parameters(1 if kind == "one" else channels, synapse=True)[k] for k in names}
+    names = {"": (), "one": own, "gain-bias": own[1:3], "some": own[::3], "all": own, "synapse": PARAMETERS}[kind]
+    return {k: parameters(1 if kind == "one" else channels, synaptic_decay=True)[k] for k in names}
 
 
 def check_case(case: dict, index: int) -> None:
@@ -130,15 +132,15 @@ SPIKING += [{"reset": reset, "several": True, "detach_reset": reset == "hard"} f
 EXTENDED = pairwise(
     spiking=SPIKING,
     v_min=(None, -0.2, 0.6),  # 0.6: above the threshold
-    synapse=({"synapse": 0.6, "i": True}, {"synapse": 0.6, "i": False}, {}),
+    synapse=({"synaptic_decay": 0.6, "i": True}, {"synaptic_decay": 0.6, "i": False}, {}),
     steps=(3, 9, 17),
     dtype=(torch.float32, torch.float64, torch.bfloat16),
     row=ROWS[1:4],
-    readout=(None, "rate", "weights"),
+    readout=(None, "mean", "weights"),
     record=(None, "membrane"),
     constant=(False, True),
     v=(False, True),
-    learnt=("", "gain-rest", "all"),
+    learnt=("", "gain-bias", "all"),
     last=(False, True),
 )
 
@@ -157,7 +159,7 @@ def test_synapse_counts_and_floor_equal_the_reference(case: dict) -> None:
 def test_smooth_spikes_above_a_floor(reset: str) -> None:
     """Where the floor is so high that the spike at v is not that at m."""
     x, v = randn(5, 40, dtype=torch.float64), randn(40, seed=1, dtype=torch.float64)
-    check(x, v, **(RICH | parameters(1) | {"reset": reset, "v_min": 0.5, "surrogate": Sigmoid(3.0, smooth=True)}))
+    check(x, v, **(RICH | parameters(1) | {"reset": reset, "v_min": 0.5, "surrogate": Sigmoid(3.0, spiking=False)}))
 
 
 @pytest.mark.few(8)
@@ -165,12 +167,12 @@ def test_smooth_spikes_above_a_floor(reset: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 @pytest.mark.parametrize("decay", [0.25, 0.3, 0.9])
 def test_one_unit_in_the_last_place_of_the_threshold(decay: float, dtype: torch.dtype, reset: str) -> None:
-    for strict, affine in ((False, {}), (True, {"gain": 0.7, "rest": 0.1})):
+    for strict, affine in ((False, {}), (True, {"gain": 0.7, "bias": 0.1})):
         options = {"decay": decay, "threshold": 0.2, "reset": reset, "strict": strict} | affine
         check(*near_threshold((6, 512), dtype, **options), **options)
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * s.smooth}")
+@pytest.mark.parametrize("surrogate", SURROGATES + SMOOTH, ids=lambda s: f"{name(s)}{'-smooth' * (not s.spiking)}")
 def test_surrogates(surrogate: Surrogate) -> None:
     for dtype, reset in ((torch.float64, "hard"), (torch.float32, "delayed"), (torch.float64, "soft")):
         x, v = randn(5, 40, dtype=dtype) / 2, randn(40, seed=1, dtype=dtype) / 2
@@ -209,22 +211,22 @@ def test_parameters_per_channel(case: str, layout: str) -> None:
     for index, dtype in enumerate((torch.float32, torch.bfloat16)):
         x, v = randn(*shape, seed=index, dtype=dtype), randn(*shape[1:], seed=9)
         x = channels_last(x) if layout == "channels-last" else x
-        learnt = parameters(shape[2], synapse=True)
-        learnt = learnt if index else {k: learnt[k] for k in ("gain", "rest")}
+        learnt = parameters(shape[2], synaptic_decay=True)
+        learnt = learnt if index else {k: learnt[k] for k in ("gain", "bias")}
         check(x, v, reset=RESETS[index], **(RICH | learnt))
 
 
-@pytest.mark.parametrize("names", [("gain", "rest"), PARAMETERS], ids=["affine", "all"])
+@pytest.mark.parametrize("names", [("gain", "bias"), PARAMETERS], ids=["affine", "all"])
 def test_the_center_of_the_current(names: tuple[str, ...]) -> None:
     """The gradient of the gain is that of gain * (x - center)."""
     x, center = randn(18, 3, 4, 6), randn(4, seed=5)
     options = neuron(steps=18, **RICH)
-    values = torch.stack([parameters(4, synapse=True)[k] for k in names])
+    values = torch.stack([parameters(4, synaptic_decay=True)[k] for k in names])
     saved, dout = randn(1, 3, 4, 6, seed=2), randn(18, 3, 4, 6, seed=3)
     with use_backend("reference"):
-        saved = ops.lif_fwd(x[:16], None, None, values, None, False, *options._replace(steps=16))[1][None]
+        saved = ops.lif_fwd(x[:16], None, None, values, None, None, *raw(options._replace(steps=16)), 0)[1][None]
     wanted = reference.Wanted(x=True, v=False, i=False, weights=False, parameters=(1 << len(names)) - 1)
-    arguments = (x, None, None, values, None, saved, dout, None, None, None, center, *wanted, *options)
+    arguments = (x, None, None, values, None, None, saved, dout, None, None, None, center, *raw(options), *wanted)
     results = []
     for backend in ("triton", "reference"):
         with use_backend(backend):
@@ -236,11 +238,11 @@ def test_the_center_of_the_current(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("argument", [*PARAMETERS, "readout"])
 def test_gradient_of_one_parameter_alone(argument: str) -> None:
     steps = 5
-    values = parameters(3, synapse=True) | {"readout": randn(steps, seed=3)}
+    values = parameters(3, synaptic_decay=True) | {"readout": randn(steps, seed=3)}
     for reset in RESETS:
         check(randn(steps, 4, 3, 2), **(RICH | {"reset": reset, argument: values[argument]}))
-    if argument in ("gain", "synapse"):  # sums over the filtered current
-        options = RICH | {"synapse": 0.6, argument: values[argument]}
+    if argument in ("gain", "synaptic_decay"):  # sums over the filtered current
+        options = RICH | {"synaptic_decay": 0.6, argument: values[argument]}
         check(randn(33, 4, 3, 2), None, randn(4, 3, 2, seed=2), **options)
 
 
@@ -249,7 +251,7 @@ def test_infinities_and_nan(reset: str) -> None:
     special = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0, 3e38, -3e38, 1e-45])
     x, v = randn(6, 28), randn(28, seed=1)
     x[1, ::4], v[:7] = special, special
-    more = [{}, {"strict": True}, {"synapse": 0.5, "v_min": -0.2}]
+    more = [{}, {"strict": True}, {"synaptic_decay": 0.5, "v_min": -0.2}]
     more += [{"several": True, "detach_reset": True}] if reset in RESETS[:3] else []
     for extra in more:
         options = RICH | {"reset": reset, "record": "membrane"} | extra
@@ -287,3 +289,17 @@ def test_gradients_that_nobody_asks_for() -> None:
                 o = lif(*tensors, **RICH)[output]
                 results.append(torch.autograd.grad(o, [tensors[k] for k in inputs], randn(*o.shape, seed=7)))
         assert_gradients(*results)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_a_count_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over more than 2^24 steps, here in parts of 8."""
+    import triton.language as tl
+
+    from esvae_kernels.ops.lif import triton as kernels
+
+    monkeypatch.setattr(kernels, "COUNTED", 8)
+    monkeypatch.setattr(kernels, "_COUNTED", tl.constexpr(8))
+    monkeypatch.setattr(reference, "COUNTED", 8)
+    for steps in (8, 9, 23):
+        check(randn(steps, 3, 5, dtype=DTYPES[dtype]), readout="rate", **RICH)

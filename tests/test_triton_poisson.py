@@ -78,7 +78,7 @@ def test_the_comparison_is_exact(dtype: torch.dtype) -> None:
     """Rates at their own uniforms, and one unit in the last place above and below. Some of the words are the largest
     with their uniform: 1 in 256."""
     with use_backend("reference"):
-        options = {"seed": 5, "surrogate": StraightThrough(smooth=True)}
+        options = {"seed": 5, "surrogate": StraightThrough(spiking=False)}
         u = -poisson(torch.zeros(1, 4096, dtype=torch.float64), 1, **options)[0]
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
     at = u.to(dtype).view(integers)
@@ -137,7 +137,7 @@ def test_smooth_spikes(dtype: torch.dtype, surrogate: Surrogate) -> None:
 @pytest.mark.parametrize("steps", [1, 4, 17])
 def test_gradients_over_shapes(steps: int, elements: int) -> None:
     rate = rates(3, elements).nan_to_num(0.3, 1.5, -0.5)
-    expected, actual = both(rate, steps, True, seed=-3, surrogate=Rectangular(0.8, center=0.1))
+    expected, actual = both(rate, steps, True, seed=-3, surrogate=Rectangular(0.8, shift=0.1))
     assert_gradients(actual[1:], expected[1:])
 
 

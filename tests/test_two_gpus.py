@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from parts import bn_lif, lif
 from torch import Tensor
 from two_gpus import SECOND, OnSecond, TwoGpus
 
 from esvae.graph import WARM, Replay
-from esvae.train import resolve_precision
-from esvae_kernels import backends, bn_lif, lif, native, poisson, use_backend
+from esvae.precision import resolve_precision
+from esvae_kernels import backends, native, poisson, use_backend
 
 
 @pytest.fixture

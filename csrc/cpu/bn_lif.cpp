@@ -1,5 +1,5 @@
 // Mean and variance per channel, for the batch norm in front of the LIF, and what they add to the gradient of y; all the
-// rest of it is the LIF itself with gain and rest per channel. Compiled once per vector width (ESVAE_ISA).
+// rest of it is the LIF itself with gain and bias per channel. Compiled once per vector width (ESVAE_ISA).
 #include "../math/statistics.h"
 #include "channels.h"
 #include "kernels.h"

@@ -13,20 +13,20 @@
 namespace esvae {
 namespace {
 
-// The parameters of a piece's neurons: pointers to one value each, or to one per neuron (gain and rest, or all).
+// The parameters of a piece's neurons: pointers to one value each, or to one per neuron (gain and bias, or all).
 template <class R>
 struct Neurons {
-  const R *decay, *gain, *rest, *threshold, *v_reset, *synapse;
+  const R *decay, *gain, *bias, *threshold, *v_reset, *synapse;
   PerChannel per_neuron;
   Reset reset;
   bool detach;
   SurrogateShape shape;
-  R center;
+  R shift;
 
   Neurons from(int64_t i) const {
     Neurons p = *this;
     const int64_t affine = per_neuron == PerChannel::none ? 0 : i, all = per_neuron == PerChannel::all ? i : 0;
-    p.decay += all, p.gain += affine, p.rest += affine, p.threshold += all, p.v_reset += all, p.synapse += all;
+    p.decay += all, p.gain += affine, p.bias += affine, p.threshold += all, p.v_reset += all, p.synapse += all;
     return p;
   }
 };
@@ -49,12 +49,12 @@ using StepRow = void (*)(const Neurons<R>&, const R* x, R* v, R* s, R* m, int64_
 
 template <Reset reset, Fire how, PerChannel per, int emit, class R>
 void step(const Neurons<R>& p, const R* x, R* v, R* s, R* m, int64_t n) {
-  const Parameter<R, per != PerChannel::none> gain(p.gain), rest(p.rest);
+  const Parameter<R, per != PerChannel::none> gain(p.gain), bias(p.bias);
   const Parameter<R, per == PerChannel::all> decay(p.decay), threshold(p.threshold), v_reset(p.v_reset);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const R earlier = lif_looks_back(reset) ? lif_fire(how, threshold[i], v[i]) : R(0);
-    const R membrane = lif_membrane(reset, decay[i], gain[i], rest[i], threshold[i], v[i], x[i], earlier);
+    const R membrane = lif_membrane(reset, decay[i], gain[i], bias[i], threshold[i], v[i], x[i], earlier);
     const R spike = lif_fire(how, threshold[i], membrane);
     const R in_reset = lif_spike_in_reset(reset, how == Fire::several, spike);
     v[i] = lif_reset(reset, threshold[i], v_reset[i], membrane, in_reset, earlier);
@@ -110,16 +110,16 @@ template <class Surrogate, bool per_neuron, class R>
 void slope(const Neurons<R>& p, const R* m, R* out, int64_t n) {
   const Surrogate surrogate(p.shape);
   const Parameter<R, per_neuron> threshold(p.threshold);
-  const R center = p.center;
+  const R shift = p.shift;
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = surrogate.slope(m[i] - (threshold[i] + center));
+  for (int64_t i = 0; i < n; ++i) out[i] = surrogate.slope(m[i] - (threshold[i] + shift));
 }
 
 template <class Surrogate, bool per_neuron, class R>
 void smooth(const Neurons<R>& p, const R* m, R* s, int64_t n) {
   const Surrogate surrogate(p.shape);
   const Parameter<R, per_neuron> threshold(p.threshold);
-  for (int64_t i = 0; i < n; ++i) s[i] = surrogate.smooth(m[i] - (threshold[i] + p.center));
+  for (int64_t i = 0; i < n; ++i) s[i] = surrogate.smooth(m[i] - (threshold[i] + p.shift));
 }
 
 // Whether an adjoint's spikes are given, or compared anew.
@@ -264,7 +264,7 @@ void smooth_step(const RowFunctions<R>& rows, const Neurons<R>& p, const R* x, R
   R earlier[kPiece];
   rows.fire(p, v, earlier, n);
   for (int64_t i = 0; i < n; ++i)
-    m[i] = lif_membrane(p.reset, p.decay[i * all], p.gain[i * affine], p.rest[i * affine], p.threshold[i * all], v[i],
+    m[i] = lif_membrane(p.reset, p.decay[i * all], p.gain[i * affine], p.bias[i * affine], p.threshold[i * all], v[i],
                         x[i], earlier[i]);
   rows.fire(p, m, s, n);
   for (int64_t i = 0; i < n; ++i)
@@ -308,25 +308,60 @@ struct Plan {
 // The parameters of a block, spread over its neurons where they are per channel.
 template <class R>
 struct BlockParameters {
-  alignas(64) R row[kParameters][kBlock<R>];
+  R* row[kParameters];  // null: a number
   R number[kParameters];
 
-  Neurons<R> operator()(const Plan<R>& plan, int64_t begin, int64_t n) {
+  BlockParameters(Rows& rows, const Plan<R>& plan) {
+    for (int k = 0; k < kParameters; ++k) {
+      const bool affine = k == 1 || k == 2;
+      const PerChannel per = plan.a.per_channel;
+      row[k] = rows.take<R>(plan.block, per == PerChannel::all || (per == PerChannel::affine && affine));
+      number[k] = static_cast<R>(plan.a.numbers[k]);
+    }
+  }
+
+  Neurons<R> operator()(const Plan<R>& plan, int64_t begin, int64_t n) const {
     const Lif& a = plan.a;
     const R* values[kParameters];
     for (int k = 0; k < kParameters; ++k) {
-      const bool affine = k == 1 || k == 2;
-      const bool spread = a.per_channel == PerChannel::all || (a.per_channel == PerChannel::affine && affine);
-      number[k] = static_cast<R>(a.numbers[k]);
-      if (spread) plan.channels.spread(static_cast<const R*>(a.parameters) + k * a.channels, begin, n, row[k]);
-      values[k] = spread ? row[k] : number + k;
+      if (row[k]) plan.channels.spread(static_cast<const R*>(a.parameters) + k * a.channels, begin, n, row[k]);
+      values[k] = row[k] ? row[k] : number + k;
     }
     return {values[0], values[1], values[2], values[3], values[4], values[5], a.per_channel,
-            static_cast<Reset>(a.reset), a.detach_reset, {a.shape, a.scale}, static_cast<R>(a.center)};
+            static_cast<Reset>(a.reset), a.detach_reset, {a.shape, a.scale}, static_cast<R>(a.shift)};
   }
 };
 
 // ------------------------------------------------------------------------------------------------------- forward
+
+template <class R>
+struct ForwardRows {
+  BlockParameters<R> parameters;
+  R *v, *current, *sum;
+  double* counted;  // what `sum` held every kCounted steps, of a rate over more
+
+  ForwardRows(Rows& rows, const Plan<R>& plan)
+      : parameters(rows, plan), v(rows.take<R>(plan.block)), current(rows.take<R>(plan.block, plan.a.synaptic)),
+        sum(rows.take<R>(plan.block, plan.a.readout != Readout::none)),
+        counted(rows.take<double>(plan.block, plan.a.readout == Readout::rate && plan.a.steps > kCounted)) {}
+};
+
+// A count in the state's type starts anew: it is added to one in fp64.
+template <class R>
+void count_on(R* sum, double* counted, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) counted[i] += static_cast<double>(sum[i]), sum[i] = 0;
+}
+
+// The mean over time from the count.
+template <class R>
+void divide(R* sum, double* counted, int64_t steps, int64_t n) {
+  if (!counted) {
+    for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<R>(steps);
+    return;
+  }
+  count_on(sum, counted, n);
+  for (int64_t i = 0; i < n; ++i) sum[i] = static_cast<R>(counted[i] / static_cast<double>(steps));
+}
 
 template <class R>
 void forward(const Lif& a) {
@@ -335,25 +370,28 @@ void forward(const Lif& a) {
   const auto store = a.smooth || a.several ? plan.out_io.store : plan.out_io.store_spikes;
   const bool stream = a.readout == Readout::none && a.steps * a.size * plan.out_io.bytes >= kStreamBytes;
   const bool stream_membrane = a.steps * a.size * static_cast<int64_t>(sizeof(R)) >= kStreamBytes;
-  parallel_blocks(a.size, plan.block, a.place.threads, [&](int64_t begin, int64_t n) {
-    BlockParameters<R> parameters;
-    alignas(64) R v[kBlock<R>], current[kBlock<R>], sum[kBlock<R>], s[kPiece], m[kPiece], c[kPiece], buffer[kPiece];
-    const Neurons<R> neurons = parameters(plan, begin, n);
+  const auto rows = [&](Rows& memory) { return ForwardRows<R>(memory, plan); };
+  parallel_blocks(a.size, plan.block, a.place.threads, rows, [&](const ForwardRows<R>& row, int64_t begin, int64_t n) {
+    alignas(64) R s[kPiece], m[kPiece], c[kPiece], buffer[kPiece];
+    R *const v = row.v, *const current = row.current, *const sum = row.sum;
+    const Neurons<R> neurons = row.parameters(plan, begin, n);
     load_or_zero(v, a.v0, begin, n);
     if (a.synaptic) load_or_zero(current, a.i0, begin, n);
-    if (a.readout != Readout::none) memset(sum, 0, n * sizeof(R));
+    if (sum) memset(sum, 0, n * sizeof(R));
+    if (row.counted) memset(row.counted, 0, n * sizeof(double));
     for (int64_t t = 0; t < a.steps; ++t) {
       if (t > 0 && t % kChunk == 0) {
         const int64_t at = (t / kChunk - 1) * a.size + begin;
         store_state(a.saved, at, v, n);
         if (a.synaptic) store_state(a.saved, plan.potentials + at, current, n);
+        if (row.counted && t % kCounted == 0) count_on(sum, row.counted, n);
       }
       const R weight = a.readout == Readout::weights ? plan.weight(t) : R(1);
       for_pieces(n, [&](int64_t i, int64_t k) {
         const int64_t at = t * a.size + begin + i;
         if (t + kAhead < a.steps) plan.x_io.prefetch(a.x, (t + kAhead) * a.x_stride + begin + i, k);
         const R* x = plan.x_io.load(a.x, t * a.x_stride + begin + i, buffer, k);
-        plan.advance(step, neurons.from(i), x, v + i, current + i, c, s, m, k);
+        plan.advance(step, neurons.from(i), x, v + i, element(current, i), c, s, m, k);
         if (a.membrane) store_row(static_cast<R*>(a.membrane) + at, m, k, stream_membrane);
         if (a.readout == Readout::none)
           store(a.out, at, s, k, stream);
@@ -361,8 +399,7 @@ void forward(const Lif& a) {
           for (int64_t j = 0; j < k; ++j) sum[i + j] += weight * s[j];
       });
     }
-    if (a.readout == Readout::rate)
-      for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<R>(a.steps);
+    if (a.readout == Readout::rate) divide(sum, row.counted, a.steps, n);
     if (a.readout != Readout::none) plan.out_io.store(a.out, begin, sum, n, false);
     store_state(a.v, begin, v, n);
     store_state(a.i, begin, current, n);
@@ -375,16 +412,21 @@ void forward(const Lif& a) {
 // Sums over time of the parameters' gradients, per neuron; at the end of a block they are gathered by channel.
 template <class R>
 struct ParameterGradients {
-  alignas(64) R row[kParameters][kBlock<R>];
+  R* row[kParameters];  // null: not wanted
 
-  void clear(int wanted, int64_t n) {
+  ParameterGradients(Rows& rows, int wanted, int64_t block) {
     for (int k = 0; k < kParameters; ++k)
-      if (wanted >> k & 1 || ((k == 1 || k == 2) && wanted & (kGain | kRest))) memset(row[k], 0, n * sizeof(R));
+      row[k] = rows.take<R>(block, wanted >> k & 1 || ((k == 1 || k == 2) && wanted & (kGain | kRest)));
+  }
+
+  void clear(int64_t n) const {
+    for (R* values : row)
+      if (values) memset(values, 0, n * sizeof(R));
   }
 
   // What goes through the spike: before dv becomes the gradient of the step before.
   void add_spikes(const Lif& a, const Neurons<R>& p, const R* m, const R* s, const R* slope, const R* ds, R weight,
-                  const R* dv, const R* later, int64_t at, int64_t n) {
+                  const R* dv, const R* later, int64_t at, int64_t n) const {
     const bool all = p.per_neuron == PerChannel::all;
     if (a.wanted & kThreshold)
       for (int64_t i = 0; i < n; ++i) {
@@ -396,18 +438,18 @@ struct ParameterGradients {
       for (int64_t i = 0; i < n; ++i) row[4][at + i] += dv[i] * s[i];
   }
 
-  // What goes through the membrane potential; v is that before the step, c the current. Gain and rest come together or
+  // What goes through the membrane potential; v is that before the step, c the current. Gain and bias come together or
   // not at all.
   void add_membranes(const Lif& a, const Neurons<R>& p, const RowFunctions<R>& rows, const R* dm, const R* v, const R* c,
-                     const R* center, const R* through_earlier, int64_t at, int64_t n) {
+                     const R* center, const R* through_earlier, int64_t at, int64_t n) const {
     if (a.wanted & kDecay)
       for (int64_t i = 0; i < n; ++i) row[0][at + i] += dm[i] * v[i];
     if (a.wanted & (kGain | kRest)) {
-      R *gain = row[1] + at, *rest = row[2] + at;
+      R *gain = row[1] + at, *bias = row[2] + at;
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
         gain[i] += dm[i] * (c[i] - center[i]);
-        rest[i] += dm[i];
+        bias[i] += dm[i];
       }
     }
     if (a.wanted & kThreshold && lif_looks_back(p.reset)) {
@@ -418,7 +460,7 @@ struct ParameterGradients {
   }
 
   // What goes through the synapse: di is that of i_t.
-  void add_currents(const Lif& a, const R* di, const R* c, int64_t at, int64_t n) {
+  void add_currents(const Lif& a, const R* di, const R* c, int64_t at, int64_t n) const {
     if (a.wanted & kSynapse)
       for (int64_t i = 0; i < n; ++i) row[5][at + i] += di[i] * c[i];
   }
@@ -459,6 +501,44 @@ double dot(const R* a, const R* b, int64_t n) {
   return ChannelSums::total(product, n);
 }
 
+// What is kept of each step of a chunk for the way back.
+template <class R>
+struct ChunkRows {
+  R* first;
+  int64_t block;
+
+  ChunkRows(Rows& rows, int64_t block, bool wanted = true)
+      : first(rows.take<R>(kChunk * block, wanted)), block(block) {}
+  R* operator()(int64_t k, int64_t i) const { return element(first, k * block + i); }
+};
+
+// What a backward keeps beside dx.
+template <class R>
+struct Kept {
+  bool v, c;  // the potentials before each step, the currents behind a synapse
+
+  explicit Kept(const Plan<R>& plan) {
+    const int wanted = plan.a.wanted;
+    v = wanted & kDecay || (lif_looks_back(static_cast<Reset>(plan.a.reset)) && wanted & kThreshold) || plan.lifts;
+    c = wanted & (kGain | kRest | kSynapse) && plan.a.synaptic;
+  }
+};
+
+template <class R>
+struct BackwardRows {
+  BlockParameters<R> parameters;
+  ParameterGradients<R> gradients;
+  ChunkRows<R> m, v_before, c;
+  R *v, *current, *dv, *di, *later, *dx_sum, *center;
+
+  BackwardRows(Rows& rows, const Plan<R>& plan, Kept<R> keep)
+      : parameters(rows, plan), gradients(rows, plan.a.wanted, plan.block), m(rows, plan.block),
+        v_before(rows, plan.block, keep.v), c(rows, plan.block, keep.c), v(rows.take<R>(plan.block)),
+        current(rows.take<R>(plan.block, plan.a.synaptic)), dv(rows.take<R>(plan.block)),
+        di(rows.take<R>(plan.block, plan.a.synaptic)), later(rows.take<R>(plan.block)),
+        dx_sum(rows.take<R>(plan.block, plan.a.x_stride == 0)), center(rows.take<R>(plan.block)) {}
+};
+
 template <class R>
 void backward(const Lif& a) {
   const Plan<R> plan(a);
@@ -468,22 +548,23 @@ void backward(const Lif& a) {
   const Reset reset = static_cast<Reset>(a.reset);
   const bool through_earlier = reset == Reset::delayed && !a.detach_reset;
   const bool looks_back = lif_looks_back(reset);
-  const bool keep_v = a.wanted & kDecay || (looks_back && a.wanted & kThreshold) || plan.lifts;
+  const Kept<R> keep(plan);
   const bool needs_x = a.wanted & (kGain | kRest) && !a.synaptic;
-  const bool keep_c = a.wanted & (kGain | kRest | kSynapse) && a.synaptic;
   const bool unit_gain = a.per_channel == PerChannel::none && a.numbers[1] == 1;
   const int64_t dout_stride = a.readout == Readout::none ? a.size : 0;
   const int64_t chunks = (a.steps + kChunk - 1) / kChunk;
   const bool stream = !constant && a.steps * a.size * plan.x_io.bytes >= kStreamBytes;
-  parallel_blocks(a.size, plan.block, a.place.threads, [&](int64_t begin, int64_t n) {
-    BlockParameters<R> parameters;
-    ParameterGradients<R> gradients;
-    alignas(64) R m[kChunk][kBlock<R>], v_before[kChunk][kBlock<R>], c[kChunk][kBlock<R>], v[kBlock<R>],
-        current[kBlock<R>], dv[kBlock<R>], di[kBlock<R>], later[kBlock<R>], dx_sum[kBlock<R>], center[kBlock<R>];
-    alignas(64) R s[kPiece], slope[kPiece], dm[kPiece], dv_after[kPiece], through[kPiece], dx[kPiece], x_buffer[kPiece], buffer[kPiece], zero[kPiece];
-    const Neurons<R> neurons = parameters(plan, begin, n);
+  const auto rows = [&](Rows& memory) { return BackwardRows<R>(memory, plan, keep); };
+  parallel_blocks(a.size, plan.block, a.place.threads, rows, [&](const BackwardRows<R>& row, int64_t begin, int64_t n) {
+    const ParameterGradients<R> gradients = row.gradients;
+    const ChunkRows<R> m = row.m, v_before = row.v_before, c = row.c;
+    R *const v = row.v, *const current = row.current, *const dv = row.dv, *const di = row.di, *const later = row.later,
+      *const dx_sum = row.dx_sum, *const center = row.center;
+    alignas(64) R s[kPiece], slope[kPiece], dm[kPiece], dv_after[kPiece], through[kPiece], dx[kPiece], x_buffer[kPiece],
+        buffer[kPiece], zero[kPiece];
+    const Neurons<R> neurons = row.parameters(plan, begin, n);
     memset(zero, 0, sizeof zero);
-    gradients.clear(a.wanted, n);
+    gradients.clear(n);
     load_or_zero(dv, a.dv, begin, n);
     if (a.synaptic) load_or_zero(di, a.di, begin, n);
     memset(later, 0, n * sizeof(R));
@@ -500,9 +581,9 @@ void backward(const Lif& a) {
         for_pieces(n, [&](int64_t i, int64_t k) {
           if (t + kAhead < last) plan.x_io.prefetch(a.x, (t + kAhead) * a.x_stride + begin + i, k);
           const R* x = plan.x_io.load(a.x, t * a.x_stride + begin + i, x_buffer, k);
-          if (keep_v) memcpy(v_before[t - first] + i, v + i, k * sizeof(R));
-          R* const c_row = keep_c ? c[t - first] + i : buffer;
-          plan.advance(step, neurons.from(i), x, v + i, current + i, c_row, s, m[t - first] + i, k);
+          if (keep.v) memcpy(v_before(t - first, i), v + i, k * sizeof(R));
+          R* const c_row = keep.c ? c(t - first, i) : buffer;
+          plan.advance(step, neurons.from(i), x, v + i, element(current, i), c_row, s, m(t - first, i), k);
         });
     };
 
@@ -522,7 +603,7 @@ void backward(const Lif& a) {
         lift_adjoint(plan.v_min, v_after, dv + i, k);
       }
       const Neurons<R> p = neurons.from(i);
-      const R* membrane = m[t - first] + i;
+      const R* membrane = m(t - first, i);
       const R weight = plan.weight(t);
       const int64_t at = t * a.size + begin + i;
       const R* ds = a.dout ? plan.out_io.load(a.dout, t * dout_stride + begin + i, buffer, k) : zero;
@@ -543,7 +624,7 @@ void backward(const Lif& a) {
           later[i + j] = -p.threshold[j * all] * through[j];
         }
       }
-      const R* x = keep_c ? c[t - first] + i : needs_x ? plan.x_io.load(a.x, t * a.x_stride + begin + i, x_buffer, k) : zero;
+      const R* x = keep.c ? c(t - first, i) : needs_x ? plan.x_io.load(a.x, t * a.x_stride + begin + i, x_buffer, k) : zero;
       if (a.synaptic) {
         gradients.add_currents(a, di + i, x, i, k);
         plan.rows.current_adjoint(p, dm, di + i, k);
@@ -558,7 +639,7 @@ void backward(const Lif& a) {
           plan.x_io.store(a.dx, at, result, k, stream);
       }
       if (a.wanted)
-        gradients.add_membranes(a, p, plan.rows, dm, v_before[t - first] + i, x, center + i, through, i, k);
+        gradients.add_membranes(a, p, plan.rows, dm, v_before(t - first, i), x, center + i, through, i, k);
     };
 
     for (int64_t t = 0; a.dweights && t < a.steps; ++t)
@@ -570,7 +651,7 @@ void backward(const Lif& a) {
         for_pieces(n, [&](int64_t i, int64_t k) {
           if (a.dout && t - kAhead >= first)
             plan.out_io.prefetch(a.dout, (t - kAhead) * dout_stride + begin + i, k);
-          step_back(first, t, (t + 1 < last ? v_before[t + 1 - first] : v) + i, i, k);
+          step_back(first, t, t + 1 < last ? v_before(t + 1 - first, i) : v + i, i, k);
         });
     }
     if (through_earlier) {  // the first step's earlier spike is that at v0

@@ -143,8 +143,8 @@ void fire(const Poisson& a, S one) {
 template <class Surrogate, class R>
 void smooth_row(const Poisson& a, const R* r, const uint32_t* words, R* s, int64_t n) {
   const Surrogate surrogate({a.shape, a.scale});
-  const R center = static_cast<R>(a.center);
-  for (int64_t i = 0; i < n; ++i) s[i] = surrogate.smooth((r[i] - uniform<R>(words[i])) - center);
+  const R shift = static_cast<R>(a.shift);
+  for (int64_t i = 0; i < n; ++i) s[i] = surrogate.smooth((r[i] - uniform<R>(words[i])) - shift);
 }
 
 // Smooth spikes are for checking gradients: simple rather than fast.
@@ -185,10 +185,10 @@ const R* load_padded(const RowIo<R>& io, const void* tensor, int64_t offset, R* 
 template <class Surrogate, class R>
 void backward(const Poisson& a) {
   const Surrogate surrogate({a.shape, a.scale});
-  const R center = static_cast<R>(a.center);
+  const R shift = static_cast<R>(a.shift);
   const RowIo<R> rate_io = row_io<R>(a.dtype), io = row_io<R>(a.spikes_dtype);
   const int64_t size = a.samples * a.elements, bytes = io.bytes, groups = (a.steps + kLanes - 1) / kLanes;
-  const auto block = [&, surrogate, center, size, bytes, groups](int64_t begin, int64_t n) {
+  const auto block = [&, surrogate, shift, size, bytes, groups](int64_t begin, int64_t n) {
     const Draw draw(a, begin, n);
     alignas(64) R buffer[kSamplerBlock], ds_buffer[kLanes][kSamplerBlock], sum[kSamplerBlock] = {};
     const R* r = load_padded(rate_io, a.rate, begin, buffer, n);
@@ -213,7 +213,7 @@ void backward(const Poisson& a) {
         ESVAE_UNROLL(4)
         for (int64_t lane = 0; lane < kLanes; ++lane)
           for (int64_t j = 0; j < kStep; ++j)
-            added[j] += ds[lane][i + j] * surrogate.slope((r[i + j] - uniform<R>(words.row[lane][j])) - center);
+            added[j] += ds[lane][i + j] * surrogate.slope((r[i + j] - uniform<R>(words.row[lane][j])) - shift);
         for (int64_t j = 0; j < kStep; ++j) total[i + j] += added[j];
       });
     }

@@ -12,9 +12,12 @@ namespace {
 
 constexpr int kGroup = 4, kPair = 2;  // time steps whose loads are under way at once, forward and backward
 
+// Whether a rate is over more steps than a count in the state's type holds.
+ESVAE_HD bool counts_on(const Lif& a) { return a.readout == Readout::rate && a.steps > kCounted; }
+
 // Whether a call needs a kernel for rare options.
 bool is_extended(const Lif& a) {
-  return a.synaptic || a.several || lif_lifts(a.v_min) || a.reset == static_cast<int>(Reset::at_once);
+  return a.synaptic || a.several || lif_lifts(a.v_min) || a.reset == static_cast<int>(Reset::at_once) || counts_on(a);
 }
 
 // The V neurons of a thread.
@@ -24,15 +27,15 @@ struct Neurons {
   const AnySurrogate<R>& surrogate;
   const Reset reset;
   const bool looks_back, synaptic, several, lifts;
-  const R center;
-  R decay[V], gain[V], rest[V], threshold[V], v_reset[V], synapse[V], center_of_x[V];
+  const R shift;
+  R decay[V], gain[V], bias[V], threshold[V], v_reset[V], synapse[V], center_of_x[V];
 
   ESVAE_DEVICE Neurons(const Lif& call, const AnySurrogate<R>& s, int64_t at)
       : a(call), surrogate(s), reset(static_cast<Reset>(call.reset)),
         looks_back(extended ? lif_looks_back(reset) : reset == Reset::delayed), synaptic(extended && call.synaptic),
         several(extended && call.several), lifts(extended && lif_lifts(call.v_min)),
-        center(static_cast<R>(call.center)) {
-    R(*const rows[kParameters])[V] = {&decay, &gain, &rest, &threshold, &v_reset, &synapse};
+        shift(static_cast<R>(call.shift)) {
+    R(*const rows[kParameters])[V] = {&decay, &gain, &bias, &threshold, &v_reset, &synapse};
 #pragma unroll
     for (int k = 0; k < kParameters; ++k)
 #pragma unroll
@@ -63,7 +66,7 @@ struct Neurons {
       R value = 0;
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        if (j == lane) value = m[j] - (threshold[j] + center);
+        if (j == lane) value = m[j] - (threshold[j] + shift);
       surrogate.visit([&](const auto& chosen) { value = chosen.smooth(value); });
 #pragma unroll
       for (int j = 0; j < V; ++j)
@@ -74,7 +77,7 @@ struct Neurons {
   ESVAE_DEVICE void slope(const R (&m)[V], R (&out)[V]) const {
     surrogate.visit([&](const auto& chosen) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) out[j] = chosen.slope(m[j] - (threshold[j] + center));
+      for (int j = 0; j < V; ++j) out[j] = chosen.slope(m[j] - (threshold[j] + shift));
     });
   }
 
@@ -98,7 +101,7 @@ struct Neurons {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (synaptic) x[j] = lif_current(i[j], x[j]), i[j] = synapse[j] * x[j];
-      m[j] = lif_membrane(reset, decay[j], gain[j], rest[j], threshold[j], v[j], x[j], earlier[j]);
+      m[j] = lif_membrane(reset, decay[j], gain[j], bias[j], threshold[j], v[j], x[j], earlier[j]);
     }
     fire(m, s);
     after_reset(m, s, earlier, v);
@@ -113,6 +116,26 @@ struct Neurons {
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
+// A count in the state's type starts anew: it is added to one in fp64.
+template <class R, int V>
+ESVAE_DEVICE void count_on(R (&sum)[V], double (&counted)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) counted[j] += static_cast<double>(sum[j]), sum[j] = 0;
+}
+
+// The mean over time from the count.
+template <bool extended, class R, int V>
+ESVAE_DEVICE void divide(const Lif& a, R (&sum)[V], double (&counted)[V]) {
+  if (extended && counts_on(a)) {
+    count_on(sum, counted);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = static_cast<R>(counted[j] / static_cast<double>(a.steps));
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] /= static_cast<R>(a.steps);
+  }
+}
+
 template <class X, int V, bool extended>
 __global__ void __launch_bounds__(kThreads<X>, 1)
     lif_forward(const __grid_constant__ Lif a, const __grid_constant__ AnySurrogate<State<X>> surrogate) {
@@ -121,6 +144,7 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
   if (at >= a.size) return;
   const Neurons<R, V, extended> neurons(a, surrogate, at);
   R v[V], i[V], sum[V] = {};
+  double counted[V] = {};  // what `sum` held every kCounted steps, where the rate needs it
   load_state(a.v0, at, v);
   if (neurons.synaptic) load_state(a.i0, at, i);
   for (int64_t first = 0; first < a.steps; first += kGroup) {
@@ -128,6 +152,8 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
     if (first > 0 && first % kChunk == 0) {
       store_state(a.saved, neurons.saved_at(first, at), v);
       if (neurons.synaptic) store_state(a.saved, neurons.saved_current_at(first, at), i);
+      if constexpr (extended)
+        if (first % kCounted == 0 && counts_on(a)) count_on(sum, counted);
     }
     const int count = first + kGroup < a.steps ? kGroup : static_cast<int>(a.steps - first);
     Vector<X, V> group[kGroup];
@@ -147,9 +173,7 @@ __global__ void __launch_bounds__(kThreads<X>, 1)
       }
     }
   }
-  if (a.readout == Readout::rate)
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] /= static_cast<R>(a.steps);
+  if (a.readout == Readout::rate) divide<extended>(a, sum, counted);
   if (a.readout != Readout::none) store(a.out_dtype, a.out, at, sum);
   store_state(a.v, at, v);
   if (neurons.synaptic) store_state(a.i, at, i);

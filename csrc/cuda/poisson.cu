@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads<S>, 1)
   if (at >= size) return;
   const Draw<V> draw(a, at);
   const Vector<S, V> rate = load<S, V>(a.rate, at);
-  const R center = static_cast<R>(a.center);
+  const R shift = static_cast<R>(a.shift);
 #pragma unroll 1
   for (int64_t t = 0; t < a.steps; t += kLanes) {
     R u[kLanes][V];
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads<S>, 1)
       if (a.smooth)
         surrogate.visit([&](const auto& chosen) {
 #pragma unroll
-          for (int j = 0; j < V; ++j) s[j] = chosen.smooth((widen(rate.lane[j]) - u[lane][j]) - center);
+          for (int j = 0; j < V; ++j) s[j] = chosen.smooth((widen(rate.lane[j]) - u[lane][j]) - shift);
         });
       store(a.spikes_dtype, a.out, (t + lane) * size + at, s);
     }
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads<S>, 1)
   if (at >= size) return;
   const Draw<V> draw(a, at);
   const Vector<S, V> rate = load<S, V>(a.rate, at);
-  const R center = static_cast<R>(a.center);
+  const R shift = static_cast<R>(a.shift);
   const bool alike = a.spikes_dtype == kDType<S>;
   const bool drawn = surrogate.id != SurrogateId::straight_through;  // its slope is the same everywhere
   R sum[V] = {};
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads<S>, 1)
         load_any(a.spikes_dtype, a.dspikes, (t + lane) * size + at, ds);
       surrogate.visit([&](const auto& chosen) {
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] += ds[j] * chosen.slope((widen(rate.lane[j]) - u[lane][j]) - center);
+        for (int j = 0; j < V; ++j) sum[j] += ds[j] * chosen.slope((widen(rate.lane[j]) - u[lane][j]) - shift);
       });
     }
   }

@@ -38,12 +38,13 @@ ESVAE_HD float widen(f16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 #else
-  // The exponent is re-biased by a multiplication, which normalises subnormals too; infinity and NaN need 112 more.
+  // In integers, but for subnormals: between 2^-14 and 2^-13 their mantissa is in its place, and 2^-14 is taken off. No
+  // number here is subnormal in fp32, so that it is right also where those count as zero.
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  const uint32_t rest = static_cast<uint32_t>(x.bits & 0x7fffu);
-  const uint32_t finite = as_bits(as_float(rest << 13) * 0x1p112f);
-  const uint32_t special = (rest << 13) | 0x7f800000u;
-  return as_float(sign | (rest >= 0x7c00u ? special : finite));
+  const uint32_t rest = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
+  const uint32_t subnormal = as_bits(as_float(rest + 0x38800000u) - 0x1p-14f);
+  const uint32_t normal = rest + (rest >= 0x0f800000u ? 0x70000000u : 0x38000000u);  // infinity and NaN: 112 once more
+  return as_float(sign | (rest < 0x00800000u ? subnormal : normal));
 #endif
 }
 

@@ -36,8 +36,8 @@ ESVAE_HD R lif_fire(Fire fire, R threshold, R m) {
 
 // m_t from v_{t-1} and the current x.
 template <class R>
-ESVAE_HD R lif_membrane(Reset reset, R decay, R gain, R rest, R threshold, R v, R x, R earlier) {
-  const R m = decay * v + (gain * x + rest);
+ESVAE_HD R lif_membrane(Reset reset, R decay, R gain, R bias, R threshold, R v, R x, R earlier) {
+  const R m = decay * v + (gain * x + bias);
   return lif_looks_back(reset) ? m - threshold * earlier : m;
 }
 

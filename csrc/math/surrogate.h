@@ -1,5 +1,5 @@
 // The surrogate gradients: one struct, one formula each. `slope` is the derivative that the backward uses in place of
-// the Heaviside step's; `smooth` is the function whose true derivative it is. Both take u = m - (threshold + center).
+// the Heaviside step's; `smooth` is the function whose true derivative it is. Both take u = m - (threshold + shift).
 // The scale is folded into each struct's constants, so that it costs nothing per element. NaN comes out as NaN, but for
 // Rectangular (0) and the slope of StraightThrough.
 // The ids are those of esvae_kernels/surrogate; the reference there states the same formulas in PyTorch.

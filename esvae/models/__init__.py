@@ -1,14 +1,11 @@
 """Models: one file each, and a row in MODELS by the `kind` of their config."""
 
 from ..errors import InputError
-from ..extras import needed
-
-with needed("model"):
-    from .base import Model
-    from .esvae import ESVAE, Reconstruction
-    from .fsvae import FSVAE
-    from .gan import GAN
-    from .vae import VAE
+from .base import Model
+from .esvae import ESVAE, Reconstruction
+from .fsvae import FSVAE
+from .gan import GAN
+from .vae import VAE
 
 MODELS: dict[str, type[Model]] = {model.kind: model for model in (ESVAE, FSVAE, VAE, GAN)}
 

@@ -112,10 +112,10 @@ class Backbone(SpikingDecoder):
 
     def encode(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in [-1, 1] -> the encoder's firing rates r_p (N, d) in {0, 1/T, .., 1} (eq. 5)."""
-        return self.latent(images, readout="rate")
+        return self.latent(images, readout="mean")
 
     def latent(self, images: Tensor, readout: str | None = None) -> Tensor:
-        """images (N, C, H, W) in [-1, 1] -> the encoder's spikes x_e (T, N, d), or with readout "rate" their mean over
+        """images (N, C, H, W) in [-1, 1] -> the encoder's spikes x_e (T, N, d), or with readout "mean" their mean over
         time (N, d)."""
         self.check_images(images)
         if self.attention is not None:

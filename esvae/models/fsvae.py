@@ -139,7 +139,7 @@ class LatentNetwork(nn.Module):
     def __init__(self, inputs: int, config: ModelConfig) -> None:
         super().__init__()
         d, k = config.latent, config.branches
-        neuron = neuron_options(config) | {"scale": 2 * config.threshold, "return_v": True}
+        neuron = neuron_options(config) | {"scale": 2 * config.threshold, "return_state": True}
         sizes = (inputs, 2 * d, 4 * d, k * d)
         self.layers = nn.ModuleList(SpikingLayer(nn.Linear(i, o, bias=False), o, neuron) for i, o in pairwise(sizes))
         self.shape = (d, k)

@@ -58,7 +58,7 @@ class Critic(nn.Module):
             for i, o in zip((config.channels, *widths), widths, strict=False)
         )
         self.neurons = nn.ModuleList(LIF(**neuron) for _ in widths[1:])
-        self.last = LIF(**neuron, readout="rate")
+        self.last = LIF(**neuron, readout="mean")
         self.to_score = spectral_norm(nn.Linear(config.features, 1))
 
     def forward(self, images: Tensor, steps: int) -> Tensor:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from ..native import DTYPES
 from ..ops.lif import lif
 from ..ops.lif.reference import state_dtype
+from ..reset import Hard, Soft
 from ..surrogate import Erf, FastSigmoid, Sigmoid, Surrogate, Triangular
 from .folding import BATCH_STATISTICS, RANDOM, STATELESS, fixed_statistics, hooked
 from .parameters import is_number, readable
@@ -133,7 +134,7 @@ class _Neuron:
 
     @classmethod
     def _reset(cls, p: object) -> str | None:
-        """As `lif` calls it."""
+        """ "hard" or "soft"; None: another."""
         return "hard"
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -147,7 +148,7 @@ class _Neuron:
         return {
             "decay": 1 - gain,
             "gain": gain,
-            "rest": gain * _value(self.p.v_leak, x),
+            "bias": gain * _value(self.p.v_leak, x),
             "threshold": _value(self.p.v_th, x),
             "v_reset": _value(self.p.v_reset, x),
         }
@@ -163,6 +164,7 @@ class _Neuron:
         dtypes = self._dtypes(x, states)
         shape = _kernel_shape(values, inner)
         parameters = {name: _kernel_parameter(value, shape, inner) for name, value in values.items()}
+        reset = Soft() if self._reset(self.p) == "soft" else Hard(parameters.pop("v_reset"))
         current = x.reshape(len(x), *shape)
         first = {
             name: value.to(x.device, state_dtype(x.dtype)).expand(inner).reshape(shape)
@@ -172,8 +174,8 @@ class _Neuron:
             current,
             **first,
             **parameters,
-            reset=self._reset(self.p),
-            strict=True,
+            reset=reset,
+            fire=">",
             surrogate=surrogate_of(self.p.method, self.p.alpha),
             record="membrane" if record_states else None,
             dtype=dtypes["v"],
@@ -182,7 +184,7 @@ class _Neuron:
         if record_states:
             inner = x.shape
             v = _after_reset(after[-1].reshape(inner), spikes, values["v_reset"])
-            after = [v, _currents(current, first["i"], parameters["synapse"])]
+            after = [v, _currents(current, first["i"], parameters["synaptic_decay"])]
         after = zip(states, after, strict=True)
         return spikes, self._state(**{name: value.reshape(inner).to(dtypes[name]) for name, value in after})
 
@@ -253,7 +255,7 @@ class _Synaptic(_Neuron):
     _parameters = ("tau_syn_inv", *_Neuron._parameters)
 
     def _values(self, x: Tensor) -> dict[str, float | Tensor]:
-        return super()._values(x) | {"synapse": 1 - _value(self.dt * self.p.tau_syn_inv, x)}
+        return super()._values(x) | {"synaptic_decay": 1 - _value(self.dt * self.p.tau_syn_inv, x)}
 
     def _dtypes(self, x: Tensor, states: dict[str, Tensor]) -> dict[str, torch.dtype]:
         current = [states["i"], *(t for name, t in self._tensors().items() if name == "tau_syn_inv")]
@@ -325,10 +327,9 @@ def _after_reset(m: Tensor, spikes: Tensor, v_reset: float | Tensor) -> Tensor:
     return torch.lerp(m, torch.as_tensor(v_reset, dtype=m.dtype, device=m.device), spikes.to(m.dtype))
 
 
-def _currents(x: Tensor, i: Tensor, synapse: float | Tensor) -> Tensor:
-    """The synaptic current after each step: i = synapse i + synapse x, a neuron that never resets."""
-    options = {"decay": synapse, "gain": synapse, "threshold": 1.0, "reset": "none", "readout": "rate"}
-    return lif(x, i, **options, record="membrane")[-1]
+def _currents(x: Tensor, i: Tensor, decay: float | Tensor) -> Tensor:
+    """The synaptic current after each step: i = decay i + decay x, a neuron that never resets."""
+    return lif(x, i, decay=decay, gain=decay, threshold=1.0, reset=None, readout="mean", record="membrane")[-1]
 
 
 def _shown(value: object) -> str:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..native import DTYPES
 from ..ops.lif import lif
 from ..ops.lif.reference import state_dtype
+from ..reset import Hard, Soft
 from ..surrogate import Gaussian, SingleExponential, Surrogate
 from . import parameters
 
@@ -40,7 +41,7 @@ __all__ = ["IAF", "LIF", "NEURONS", "REPLACEMENTS", "IAFSqueeze", "LIFSqueeze"]
 # Ours with the same derivative as sinabs' function, at a threshold.
 SURROGATES: dict[type, Callable[..., Surrogate]] = {
     theirs.SingleExponential: lambda f, threshold: SingleExponential(f.grad_width, f.grad_scale, threshold=threshold),
-    theirs.Gaussian: lambda f, threshold: Gaussian(f.sigma, center=f.mu, scale=f.grad_scale),
+    theirs.Gaussian: lambda f, threshold: Gaussian(f.sigma, shift=f.mu, scale=f.grad_scale),
 }
 
 
@@ -87,13 +88,12 @@ class _Layer:
             self.v_mem.to(dtype),
             decay=decay,
             gain=gain,
-            synapse=synapse,
+            synaptic_decay=synapse,
             i=None if synapse is None else self.i_syn.to(dtype),
             threshold=threshold,
             v_min=None if v_min is None else parameters.number(v_min),
-            reset="soft" if subtract else "hard",
-            detach_reset=not subtract,
-            several=self.spike_fn is theirs.MultiSpike,
+            reset=Soft() if subtract else Hard(detach=True),
+            fire="multi_spike" if self.spike_fn is theirs.MultiSpike else ">=",
             surrogate=surrogate_of(self.surrogate_grad_fn, threshold if isinstance(threshold, float) else None),
             record="membrane" if self.record_states else None,
             dtype=torch.float32,  # theirs are, whatever x is

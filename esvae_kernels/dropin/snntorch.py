@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..native import DTYPES
 from ..ops.lif import lif
 from ..ops.lif.reference import state_dtype
+from ..reset import Delayed, Hard
 from ..surrogate import ATan, FastSigmoid, PiecewiseExp, Sigmoid, StraightThrough, Surrogate
 from . import parameters
 from .folding import BATCH_STATISTICS, RANDOM, STATELESS, fixed_statistics, hooked
@@ -59,7 +60,7 @@ SURROGATES: dict[str, Callable[..., Surrogate]] = {
     "atan": lambda alpha: ATan(alpha),
     "fast_sigmoid": lambda slope: FastSigmoid(slope),
     "sigmoid": lambda slope: Sigmoid(slope),
-    "spike_rate_escape": lambda beta, slope: PiecewiseExp(beta, center=1.0, scale=2 * slope / beta),
+    "spike_rate_escape": lambda beta, slope: PiecewiseExp(beta, shift=1.0, scale=2 * slope / beta),
     "straight_through_estimator": StraightThrough,
 }
 # They are closures over these arguments, to be known by their code.
@@ -104,8 +105,8 @@ class _Neuron(NamedTuple):
     blind: bool  # surrogate_disable: no gradient through the spikes
 
     def options(self, **own: object) -> dict[str, object]:
-        options = {"decay": self.decay, "threshold": self.threshold, "surrogate": self.surrogate, "strict": True}
-        return options | {"detach_reset": True, "dtype": torch.float32} | own  # their spikes are fp32 whatever x is
+        options = {"decay": self.decay, "threshold": self.threshold, "surrogate": self.surrogate, "fire": ">"}
+        return options | {"dtype": torch.float32} | own  # their spikes are fp32 whatever x is
 
 
 class Leaky(snntorch.Leaky):
@@ -232,8 +233,8 @@ class Leaky(snntorch.Leaky):
         if mechanism == "zero":
             earlier = self._above(mem).to(torch.float32)
             mem = None if mem is None else (1 - earlier) * mem
-        reset = ("at_once" if at_once else "delayed") if mechanism == "subtract" else "none"
-        options = n.options(reset=reset, detach_reset=n.blind or not at_once, readout="rate")  # of one step: the spikes
+        reset = Delayed(n.blind or not at_once, corrected=at_once) if mechanism == "subtract" else None
+        options = n.options(reset=reset, readout="mean")  # of one step: the spikes
         spikes, mem = lif(x, mem, steps=1, **options)
         spikes = spikes.detach() if n.blind else spikes
         if at_once and mechanism == "zero":
@@ -246,11 +247,12 @@ class Leaky(snntorch.Leaky):
         """(spikes before grading, the potentials where recorded, the last of them)."""
         n, mechanism = self._neuron(x), _mechanism(self)
         at_once = not self.reset_delay
-        reset = {"subtract": "at_once" if at_once else "delayed", "zero": "hard", "none": "none"}[mechanism]
+        detach = n.blind or not at_once
+        reset = {"subtract": Delayed(detach, corrected=at_once), "zero": Hard(detach=detach), "none": None}[mechanism]
         if mechanism == "zero" and mem is not None and not at_once:
             mem = (1 - self._above(mem).to(torch.float32)) * mem  # the kernel resets at the end of a step
         record = record or (mechanism == "zero" and not at_once)
-        options = n.options(reset=reset, detach_reset=n.blind or not at_once, record="membrane" if record else None)
+        options = n.options(reset=reset, record="membrane" if record else None)
         spikes, last, *recorded = lif(x, mem, steps=steps, **options)
         spikes = spikes.detach() if n.blind else spikes
         if not recorded:

@@ -28,6 +28,7 @@ from ..native import DTYPES
 from ..ops.lif import lif
 from ..ops.lif.reference import state_dtype
 from ..ops.poisson import poisson
+from ..reset import Hard, Soft
 from ..surrogate import (
     ATan,
     Erf,
@@ -47,16 +48,16 @@ __all__ = ["IFNode", "LIFNode", "ParametricLIFNode", "PoissonEncoder"]
 if not hasattr(neuron.BaseNode, "materialize_states"):
     raise ImportError("spikingjelly: got a version before 2.0, accepted is 2.0 or later")
 
-SURROGATES = {  # SpikingJelly's class -> (alpha, smooth) to ours
-    surrogate.Sigmoid: lambda alpha, smooth: Sigmoid(alpha, smooth=smooth),
-    surrogate.ATan: lambda alpha, smooth: ATan(alpha, smooth=smooth),
-    surrogate.PiecewiseQuadratic: lambda alpha, smooth: PiecewiseQuadratic(alpha, smooth=smooth),
-    surrogate.PiecewiseExp: lambda alpha, smooth: PiecewiseExp(alpha, smooth=smooth),
-    surrogate.SoftSign: lambda alpha, smooth: SoftSign(alpha, smooth=smooth),
-    surrogate.SuperSpike: lambda alpha, smooth: SuperSpike(alpha, smooth=smooth),
-    surrogate.Erf: lambda alpha, smooth: Erf(alpha, smooth=smooth),
-    surrogate.Rect: lambda alpha, smooth: Rectangular(1 / alpha, smooth=smooth),
-    surrogate.DeterministicPass: lambda alpha, smooth: StraightThrough(smooth=smooth),
+SURROGATES = {  # SpikingJelly's class -> (alpha, spiking) to ours
+    surrogate.Sigmoid: lambda alpha, spiking: Sigmoid(alpha, spiking=spiking),
+    surrogate.ATan: lambda alpha, spiking: ATan(alpha, spiking=spiking),
+    surrogate.PiecewiseQuadratic: lambda alpha, spiking: PiecewiseQuadratic(alpha, spiking=spiking),
+    surrogate.PiecewiseExp: lambda alpha, spiking: PiecewiseExp(alpha, spiking=spiking),
+    surrogate.SoftSign: lambda alpha, spiking: SoftSign(alpha, spiking=spiking),
+    surrogate.SuperSpike: lambda alpha, spiking: SuperSpike(alpha, spiking=spiking),
+    surrogate.Erf: lambda alpha, spiking: Erf(alpha, spiking=spiking),
+    surrogate.Rect: lambda alpha, spiking: Rectangular(1 / alpha, spiking=spiking),
+    surrogate.DeterministicPass: lambda alpha, spiking: StraightThrough(spiking=spiking),
 }
 _DYNAMICS = ("materialize_states", "single_step_functional_forward", "multi_step_functional_forward")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -67,7 +68,7 @@ def surrogate_of(function: nn.Module) -> Surrogate | None:
     alpha = getattr(function, "alpha", 1.0)
     if type(function) not in SURROGATES or not is_number(alpha) or not 0 < alpha < math.inf:
         return None
-    return SURROGATES[type(function)](float(alpha), not function.spiking)
+    return SURROGATES[type(function)](float(alpha), bool(function.spiking))
 
 
 def _is_finite(value: object) -> bool:
@@ -127,9 +128,7 @@ class _Node:
             v,
             **self._charge(),
             threshold=threshold,
-            reset="soft" if soft else "hard",
-            v_reset=0.0 if soft else self.v_reset,
-            detach_reset=self.detach_reset,
+            reset=Soft(self.detach_reset) if soft else Hard(self.v_reset, self.detach_reset),
             surrogate=surrogate_of(self.surrogate_function),
             record="membrane" if store_v_seq else None,
         )
@@ -144,7 +143,7 @@ class _Node:
         return torch.lerp(m, m.new_full((), self.v_reset), s)  # exact where s is 0 or 1
 
     def _charge(self) -> dict[str, float | Tensor]:
-        """decay, gain and rest of h = decay v + (gain x + rest)."""
+        """decay, gain and bias of h = decay v + (gain x + bias)."""
         raise NotImplementedError
 
     @classmethod
@@ -179,7 +178,7 @@ class LIFNode(_Node, neuron.LIFNode):
 
     def _charge(self) -> dict[str, float | Tensor]:
         q = 1 / self.tau
-        return {"decay": 1 - q, "gain": q if self.decay_input else 1.0, "rest": q * (self.v_reset or 0.0)}
+        return {"decay": 1 - q, "gain": q if self.decay_input else 1.0, "bias": q * (self.v_reset or 0.0)}
 
     @classmethod
     def why_not(cls, layer: nn.Module) -> str | None:
@@ -207,7 +206,7 @@ class ParametricLIFNode(_Node, neuron.ParametricLIFNode):
         return {
             "decay": 1 - q,
             "gain": q if self.decay_input else 1.0,
-            "rest": q * self.v_reset if self.v_reset else 0.0,
+            "bias": q * self.v_reset if self.v_reset else 0.0,
         }
 
     def _runs(self, x: Tensor, least_dims: int) -> bool:

@@ -1,11 +1,11 @@
 """The surrogate gradients of a spike s = H(u), u = m - threshold: the specification.
 
-Each surrogate is one pair of formulas in u - center: `primitive`, a smooth stand-in for the step, and `derivative`, its
-exact derivative, which the backward uses in place of the step's. Both are multiplied by `scale`. With `smooth=True` the
-forward returns the primitive itself, so that numerical differentiation can check a whole recurrence (backends
+Each surrogate is one pair of formulas in u - shift: `primitive`, a smooth stand-in for the step, and `derivative`, its
+exact derivative, which the backward uses in place of the step's. Both are multiplied by `scale`. With `spiking=False`
+the forward returns the primitive itself, so that numerical differentiation can check a whole recurrence (backends
 `reference` and `cpu`).
 
-| id | class               | derivative at scale 1, center 0            | area    | whose default                      |
+| id | class               | derivative at scale 1, shift 0             | area    | whose default                      |
 |----|---------------------|--------------------------------------------|---------|------------------------------------|
 | 0  | Rectangular(width)  | 1/width where abs(u) < width/2, else 0     | 1       | SpikingJelly Rect: width 1         |
 | 1  | StraightThrough()   | 1                                          | none    | snnTorch has it                    |
@@ -16,10 +16,10 @@ forward returns the primitive itself, so that numerical differentiation can chec
 | 6  | Gaussian(sigma)     | exp(-(u/sigma)^2 / 2) / (sigma sqrt(2 pi)) | 1       | sinabs: sigma 0.5                  |
 | 7  | PiecewiseExp(alpha) | alpha/2 exp(-alpha abs(u))                 | 1       | SpikingJelly: alpha 1              |
 
-The primitives go from 0 to scale * area, and through the middle of that at the center (StraightThrough's is scale * u).
+The primitives go from 0 to scale * area, and through the middle of that at u = shift (StraightThrough's is scale * u).
 Functions at the end give other libraries' names to members of a family: `PiecewiseQuadratic` (Triangular), `SoftSign`
 and `SuperSpike` (FastSigmoid), `Erf` (Gaussian), `SingleExponential` (PiecewiseExp). SpikingJelly's Rect is Rectangular
-of width 1/alpha; snnTorch's spike_rate_escape(beta, slope) is PiecewiseExp(beta, center=1, scale=2 slope/beta).
+of width 1/alpha; snnTorch's spike_rate_escape(beta, slope) is PiecewiseExp(beta, shift=1, scale=2 slope/beta).
 
 A new surrogate: a class here with the next free `id`, the same formulas under the same id in csrc/math/surrogate.h.
 """
@@ -30,12 +30,13 @@ import math
 import numbers
 import sys
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-_COMMON = ("center", "scale", "smooth")
+_COMMON = ("shift", "scale", "spiking")
+_RENAMED = {"center": "shift", "smooth": "spiking, its opposite"}
 
 
 def real(value: object) -> float:
@@ -56,32 +57,49 @@ def _check(name: str, value: object, above: float = 0.0, accepted: str = "a numb
         raise ValueError(f"{name}: got {' '.join(repr(value).split())[:80]}, accepted is {accepted}")
 
 
+def _check_tensor(name: str, value: Tensor) -> None:
+    if value.numel() != 1 or not value.is_floating_point() or not value.is_cpu:
+        got = f"a tensor {tuple(value.shape)}, {value.dtype}, on {value.device}"
+        raise ValueError(f"{name}: got {got}, accepted are a number above 0 and one floating-point number on the CPU")
+
+
 class Surrogate:
     """Base class.
 
     A subclass is a frozen dataclass of at most one shape parameter and of
-        center: moves the surrogate's middle away from the threshold, in units of the potential.
+        shift: moves the surrogate's middle above the threshold, in units of the potential.
         scale: multiplies primitive and derivative.
-        smooth: the forward returns the primitive in place of the spike.
+        spiking: False: the forward returns the primitive in place of the spike.
+
+    The shape parameter is a number, or for one that changes from call to call a tensor of one element on the CPU, which
+    has no gradient: `alpha = torch.tensor(2.0)`, `ATan(alpha)`, and later `alpha.fill_(4.0)`, which recompiles nothing.
     """
 
     id: ClassVar[int]
-    center: float
+    shift: float
     scale: float
-    smooth: bool
+    spiking: bool
+
+    def __new__(cls, *args: object, **options: object) -> Surrogate:
+        for old in _RENAMED.keys() & options.keys():
+            raise TypeError(f"{cls.__name__}({old}): got {options[old]!r}, its name is now {_RENAMED[old]}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
             name, value = f"{type(self).__name__}({field.name})", getattr(self, field.name)
-            if field.name == "center":
+            if field.name == "shift":
                 _check(name, value, -math.inf, "a finite number")
-            elif field.name != "smooth":
+            elif field.name == "spiking":
+                if not isinstance(value, bool):
+                    raise ValueError(f"{name}: got {value!r}, accepted is True or False")
+            elif field.name != "scale" and isinstance(value, Tensor):
+                _check_tensor(name, value)
+            else:
                 _check(name, value)
-            elif not isinstance(value, bool):
-                raise ValueError(f"{name}: got {value!r}, accepted is True or False")
 
     @property
-    def shape(self) -> float:
+    def parameter(self) -> float | Tensor:
         """The one shape parameter, as the kernels take it; 1 where there is none."""
         return 1.0
 
@@ -92,11 +110,15 @@ class Surrogate:
         return self.scale * self._derivative(u)
 
     def _primitive(self, u: Tensor) -> Tensor:
-        """At scale 1, with u already centered."""
+        """At scale 1, with u already shifted."""
         raise NotImplementedError
 
     def _derivative(self, u: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def _parameter(value: float | Tensor) -> float | Tensor:
+    return value if isinstance(value, Tensor) else float(value)
 
 
 def _distance(u: Tensor) -> Tensor:
@@ -109,14 +131,14 @@ class Rectangular(Surrogate):
     """1/width where |u| < width/2, else 0 (paper, eq. 8). 0 at NaN."""
 
     id: ClassVar[int] = 0
-    width: float = 1.0
-    center: float = 0.0
+    width: float | Tensor = 1.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.width)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.width)
 
     def _primitive(self, u: Tensor) -> Tensor:
         return torch.where(u.abs() < self.width / 2, u * (1 / self.width) + 0.5, (u > 0).to(u.dtype))
@@ -130,9 +152,9 @@ class StraightThrough(Surrogate):
     """1 everywhere. For the Poisson sampler it is exact: E[z] = r, so dE[z]/dr = 1."""
 
     id: ClassVar[int] = 1
-    center: float = 0.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     def _primitive(self, u: Tensor) -> Tensor:
         return u
@@ -146,14 +168,14 @@ class Sigmoid(Surrogate):
     """alpha s (1 - s), s = sigmoid(alpha u): the logistic density. SpikingJelly's alpha is 4, snnTorch's `slope` 25."""
 
     id: ClassVar[int] = 2
-    alpha: float = 4.0
-    center: float = 0.0
+    alpha: float | Tensor = 4.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.alpha)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.alpha)
 
     def _primitive(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.alpha * u)
@@ -168,14 +190,14 @@ class ATan(Surrogate):
     """(alpha/2) / (1 + (pi alpha u / 2)^2): the Cauchy density. SpikingJelly and snnTorch: alpha 2."""
 
     id: ClassVar[int] = 3
-    alpha: float = 2.0
-    center: float = 0.0
+    alpha: float | Tensor = 2.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.alpha)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.alpha)
 
     def _primitive(self, u: Tensor) -> Tensor:
         return torch.atan(math.pi / 2 * self.alpha * u) / math.pi + 0.5
@@ -189,14 +211,14 @@ class Triangular(Surrogate):
     """max(0, 1 - |u|/width) / width: a triangle of area 1 over 2 width."""
 
     id: ClassVar[int] = 4
-    width: float = 1.0
-    center: float = 0.0
+    width: float | Tensor = 1.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.width)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.width)
 
     def _primitive(self, u: Tensor) -> Tensor:
         w = (u / self.width).clamp(-1, 1)
@@ -211,14 +233,14 @@ class FastSigmoid(Surrogate):
     """1 / (1 + slope |u|)^2: of height 1 and area 2/slope. snnTorch's slope is 25, Norse's ("super") 1."""
 
     id: ClassVar[int] = 5
-    slope: float = 25.0
-    center: float = 0.0
+    slope: float | Tensor = 25.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.slope)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.slope)
 
     def _primitive(self, u: Tensor) -> Tensor:
         tail = 1 / (1 + self.slope * _distance(u))
@@ -230,17 +252,17 @@ class FastSigmoid(Surrogate):
 
 @dataclass(frozen=True)
 class Gaussian(Surrogate):
-    """The normal density, exp(-(u/sigma)^2 / 2) / (sigma sqrt(2 pi)). sinabs: sigma 0.5, its `mu` is the center."""
+    """The normal density, exp(-(u/sigma)^2 / 2) / (sigma sqrt(2 pi)). sinabs: sigma 0.5, its `mu` is the shift."""
 
     id: ClassVar[int] = 6
-    sigma: float = 0.5
-    center: float = 0.0
+    sigma: float | Tensor = 0.5
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.sigma)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.sigma)
 
     def _primitive(self, u: Tensor) -> Tensor:
         return 0.5 + 0.5 * torch.erf(u / (self.sigma * math.sqrt(2)))
@@ -254,14 +276,14 @@ class PiecewiseExp(Surrogate):
     """(alpha/2) exp(-alpha |u|): the Laplace density. SpikingJelly: alpha 1."""
 
     id: ClassVar[int] = 7
-    alpha: float = 1.0
-    center: float = 0.0
+    alpha: float | Tensor = 1.0
+    shift: float = 0.0
     scale: float = 1.0
-    smooth: bool = False
+    spiking: bool = True
 
     @property
-    def shape(self) -> float:
-        return float(self.alpha)
+    def parameter(self) -> float | Tensor:
+        return _parameter(self.alpha)
 
     def _primitive(self, u: Tensor) -> Tensor:
         tail = torch.exp(-self.alpha * _distance(u)) / 2
@@ -277,47 +299,57 @@ SURROGATES: dict[int, type[Surrogate]] = {
 }
 
 
-def from_arguments(id: int, shape: float, scale: float, center: float, smooth: bool) -> Surrogate:
+_OWN = {id: [f.name for f in fields(cls) if f.name not in _COMMON] for id, cls in SURROGATES.items()}
+
+
+def from_arguments(id: int, parameter: float, scale: float, shift: float, spiking: bool) -> Surrogate:
     """The surrogate that a raw op's arguments name."""
     cls = SURROGATES[id]
-    own = {f.name: shape for f in fields(cls) if f.name not in _COMMON}  # type: ignore[arg-type]
-    return cls(**own, center=center, scale=scale, smooth=smooth)  # type: ignore[call-arg]
+    own = dict.fromkeys(_OWN[id], parameter)
+    return cls(**own, shift=shift, scale=scale, spiking=spiking)  # type: ignore[call-arg]
 
 
-def PiecewiseQuadratic(
-    alpha: float = 1.0, *, center: float = 0.0, scale: float = 1.0, smooth: bool = False
-) -> Triangular:
+def with_parameter(surrogate: Surrogate, value: float) -> Surrogate:
+    """The same with another shape parameter."""
+    return from_arguments(surrogate.id, value, surrogate.scale, surrogate.shift, surrogate.spiking)
+
+
+class _Unscaled(TypedDict, total=False):
+    shift: float
+    spiking: bool
+
+
+class _Common(_Unscaled, total=False):
+    scale: float
+
+
+def PiecewiseQuadratic(alpha: float = 1.0, **common: Unpack[_Common]) -> Triangular:
     """SpikingJelly's PiecewiseQuadratic: alpha - alpha^2 |u| where |u| < 1/alpha, else 0."""
     _check("PiecewiseQuadratic(alpha)", alpha)
-    return Triangular(width=1 / alpha, center=center, scale=scale, smooth=smooth)
+    return Triangular(width=1 / alpha, **common)
 
 
-def Erf(alpha: float = 2.0, *, center: float = 0.0, scale: float = 1.0, smooth: bool = False) -> Gaussian:
+def Erf(alpha: float = 2.0, **common: Unpack[_Common]) -> Gaussian:
     """SpikingJelly's Erf: alpha/sqrt(pi) exp(-alpha^2 u^2)."""
     _check("Erf(alpha)", alpha)
-    return Gaussian(sigma=math.sqrt(0.5) / alpha, center=center, scale=scale, smooth=smooth)
+    return Gaussian(sigma=math.sqrt(0.5) / alpha, **common)
 
 
-def SoftSign(alpha: float = 2.0, *, center: float = 0.0, scale: float = 1.0, smooth: bool = False) -> FastSigmoid:
+def SoftSign(alpha: float = 2.0, scale: float = 1.0, **common: Unpack[_Unscaled]) -> FastSigmoid:
     """SpikingJelly's SoftSign: (alpha/2) / (1 + |alpha u|)^2, the `FastSigmoid` of area 1."""
     _check("SoftSign(alpha)", alpha)
     _check("SoftSign(scale)", scale)
-    return FastSigmoid(slope=alpha, center=center, scale=scale * alpha / 2, smooth=smooth)
+    return FastSigmoid(slope=alpha, scale=scale * alpha / 2, **common)
 
 
-def SuperSpike(alpha: float = 1.0, *, center: float = 0.0, smooth: bool = False) -> FastSigmoid:
+def SuperSpike(alpha: float = 1.0, **common: Unpack[_Unscaled]) -> FastSigmoid:
     """SpikingJelly's SuperSpike: alpha / (1 + |u|)^2. Its alpha is the scale; the slope is 1."""
     _check("SuperSpike(alpha)", alpha)
-    return FastSigmoid(slope=1.0, center=center, scale=alpha, smooth=smooth)
+    return FastSigmoid(slope=1.0, scale=alpha, **common)
 
 
 def SingleExponential(
-    grad_width: float = 0.5,
-    grad_scale: float = 1.0,
-    *,
-    threshold: float = 1.0,
-    center: float = 0.0,
-    smooth: bool = False,
+    grad_width: float = 0.5, grad_scale: float = 1.0, *, threshold: float = 1.0, **common: Unpack[_Unscaled]
 ) -> PiecewiseExp:
     """sinabs' SingleExponential: grad_scale/w exp(-|u|/w), w = grad_width * threshold, of area 2 grad_scale.
 
@@ -326,7 +358,7 @@ def SingleExponential(
     _check("SingleExponential(grad_width)", grad_width)
     _check("SingleExponential(grad_scale)", grad_scale)
     _check("SingleExponential(threshold)", threshold)
-    return PiecewiseExp(alpha=1 / grad_width / threshold, center=center, scale=2 * grad_scale, smooth=smooth)
+    return PiecewiseExp(alpha=1 / grad_width / threshold, scale=2 * grad_scale, **common)
 
 
 class Spike(torch.autograd.Function):
@@ -344,7 +376,35 @@ class Spike(torch.autograd.Function):
         return ds * ctx.surrogate.derivative(u), None, None
 
 
+class DualSpike(torch.autograd.Function):
+    """`Spike` with a forward-mode derivative, which `Spike` lacks since torch.compile refuses a function with one."""
+
+    generate_vmap_rule = True
+    backward = Spike.backward
+
+    @staticmethod
+    def forward(u: Tensor, value: Tensor, surrogate: Surrogate) -> Tensor:
+        return value.to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        u, _, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
+
+    @staticmethod
+    def jvp(ctx, du: Tensor, *others: object) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return du * ctx.surrogate.derivative(u)
+
+
+def forward_mode() -> bool:
+    """Whether derivatives are taken in forward mode, by `torch.func.jvp`, `jacfwd`, `hessian` or dual numbers."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def spike(u: Tensor, fired: Tensor, surrogate: Surrogate) -> Tensor:
-    """The spike of one comparison: `fired` (bool) with the surrogate's gradient in u, or the primitive if `smooth`."""
-    value = surrogate.primitive(u.detach()) if surrogate.smooth else fired
-    return Spike.apply(u, value, surrogate)
+    """The spike of one comparison: `fired` (bool) with the surrogate's gradient in u, or the primitive of a surrogate
+    with spiking=False."""
+    value = fired if surrogate.spiking else surrogate.primitive(u.detach())
+    return (DualSpike if forward_mode() else Spike).apply(u, value, surrogate)

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 pytest.importorskip("esvae_kernels.dropin.nir", reason="nir is not installed, or too old", exc_type=ImportError)
 import nir
 from nir_helpers import STEPS, N, PerStep, assert_same_spikes, eighths, with_eighths
+from parts import LIF
 
-from esvae_kernels import dropin
+from esvae_kernels import Hard, dropin
 from esvae_kernels.dropin.nir import from_nir, to_nir
-from esvae_kernels.nn import LIF
+from esvae_kernels.reset import name_of
 
-CUBA = {"decay": 0.5, "threshold": 0.3, "synapse": 0.5}
+CUBA = {"decay": 0.5, "threshold": 0.3, "synaptic_decay": 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +203,7 @@ def test_snntorch_layers(snn: object, mechanism: str, delay: bool, reset: str, c
         assert not dropin.convert(model).kept
     graph = to_nir(model, (1, 4, 4), accept=["reset"])
     network = from_nir(written(graph, tmp_path))
-    assert network.layers[1].reset == reset
+    assert name_of(network.layers[1].reset_rule) == reset
     assert_same_spikes(network(x), expected)  # bit for bit, though no value here is dyadic
     if reset != "hard":
         one_line(lambda: to_nir(model, (1, 4, 4)), ValueError, f"layer '1' (Leaky): its reset is {reset!r}, NIR's is")
@@ -309,7 +310,7 @@ def test_norse_reads_what_is_written(norse: object, tmp_path: Path) -> None:
     model = with_eighths(
         nn.Sequential(
             PerStep(nn.Conv2d(1, 4, 3, padding=1)),
-            LIF(**at, rest=0.125),
+            LIF(**at, bias=0.125),
             nn.Flatten(2),
             nn.Linear(64, 6),
             LIF(**at, gain=torch.tensor([1.0, 0.5, 0.5, 0.25, 1.0, 2.0])),
@@ -364,7 +365,7 @@ def test_sinabs_layers(sl: object, tmp_path: Path) -> None:
         model = with_eighths(nn.Sequential(nn.Linear(6, 6), make()))
         x = eighths(N, STEPS, 6)
         expected = model(x).detach()
-        graph = to_nir(model, (6,), accept=[">=", "reset", "several", "v_min"])
+        graph = to_nir(model, (6,), accept=[">=", "reset", "multi_spike", "v_min"])
         found = from_nir(written(graph, tmp_path))(x.transpose(0, 1)).transpose(0, 1)
         assert expected.any(), name
         close = torch.isclose(found, expected, atol=1e-6)
@@ -378,7 +379,7 @@ def test_sinabs_convolutional(sl: object) -> None:
     layers = (nn.Conv2d(1, 4, 3), sl.IAFSqueeze(batch_size=N), sl.SumPool2d(2), nn.Flatten(), nn.Linear(16, 6))
     model = with_eighths(nn.Sequential(*layers, sl.LIFSqueeze(tau_mem=20.0, norm_input=False, batch_size=N)))
     x = eighths(N, STEPS, 1, 6, 6)
-    graph = to_nir(model, (1, 6, 6), accept=["reset", "several"])
+    graph = to_nir(model, (1, 6, 6), accept=["reset", "multi_spike"])
     assert isinstance(graph.nodes["2"], nir.SumPool2d)
     found = from_nir(graph)(x.transpose(0, 1)).transpose(0, 1)
     assert torch.equal(found, model(x.flatten(0, 1)).unflatten(0, (N, STEPS)))
@@ -393,4 +394,4 @@ def test_what_sinabs_writes(sl: object) -> None:
     model(x)
     network = from_nir(theirs(model, x), dt=1.0, input_shape=(6,))
     assert network.layers[1].decay == pytest.approx(1 - 1 / 20)
-    assert (network.layers[1].reset, network.layers[3].decay, network.layers[3].gain) == ("hard", 1.0, 1.0)
+    assert (network.layers[1].reset_rule, network.layers[3].decay, network.layers[3].gain) == (Hard(), 1.0, 1.0)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("snntorch", reason="snnTorch is not installed")
 import snntorch
+from parts import lif
 from snntorch import surrogate, utils
 
-from esvae_kernels import dropin, lif
+from esvae_kernels import dropin
 from esvae_kernels.dropin import snntorch as ours
 from esvae_kernels.dropin.snntorch import Leaky, unroll
 

@@ -48,10 +48,9 @@ def _kind(value: Any, constant: bool) -> Any:
 def _both(triton: ModuleType, native: ModuleType, name: str) -> Callable:
     launcher, run = getattr(triton, name), getattr(native, name)
 
-    def call(*arguments: Any) -> Any:
-        launcher(*arguments)
-        with use_backend("cpu"):
-            return run(*arguments)
+    def call(backend: str, *arguments: Any) -> Any:
+        launcher(backend, *arguments)
+        return run("cpu", *arguments)
 
     return call
 

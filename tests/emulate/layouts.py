@@ -40,7 +40,7 @@ def test_sums_by_channel(shape: tuple[int, ...], layout: str) -> None:
             LAYOUTS[layout](randn(*shape, seed=1, dtype=dtype)[None])[0],
         )
         for reset in ("soft", "delayed", "at_once"):  # at once, and a synapse: the extended kernels
-            options = per_channel(shape[1], dtype=dtype, synapse=reset == "at_once")
+            options = per_channel(shape[1], dtype=dtype, synaptic_decay=reset == "at_once")
             options |= {"readout": torch.linspace(0.1, 1, 18, dtype=torch.float64)}
             *outputs, gradients = run_lif("cuda", x, v, reset=reset, **options)
             *expected, wanted = run_lif("reference", x, v, reset=reset, **options)
@@ -76,10 +76,9 @@ def test_vectors_and_single_elements_agree(x_dtype: torch.dtype, out_dtype: torc
 def test_statistics_and_correction(shape: tuple[int, ...], layout: str) -> None:
     y = LAYOUTS[layout](randn(5, *shape) + 100)
     for tensor in (y, shifted(y)):
-        with use_backend("cuda"):
-            moments = bn_native.statistics(tensor, 2, layout != "contiguous")
-            dy, factors = torch.empty_like(y), randn(2, shape[1], seed=2)
-            bn_native.correct(tensor, y, factors, dy, 2, layout != "contiguous")
+        moments = bn_native.statistics("cuda", tensor, 2, layout != "contiguous")
+        dy, factors = torch.empty_like(y), randn(2, shape[1], seed=2)
+        bn_native.correct("cuda", tensor, y, factors, dy, 2, layout != "contiguous")
         for a, e in zip(moments, bn_reference.statistics(y, 2), strict=True):
             torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
         assert_same_bits(dy, bn_reference.correct(y, y, factors, 2))

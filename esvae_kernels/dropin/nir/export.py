@@ -61,8 +61,9 @@ def to_nir(
     Args:
         model: with `input_shape` of one sample at one time step.
         dt: the step in NIR's time; SpikingJelly and snnTorch read 1e-4, Norse 1e-3.
-        accept: what NIR cannot say and the model may have nevertheless, of ">=", "reset", "several", "smooth", "v_min",
-            "start", "readout". It is kept in the nodes' metadata for `from_nir`; what others read is in the README.
+        accept: what NIR cannot say and the model may have nevertheless, of ">=", "reset", "multi_spike", "spiking",
+            "v_min", "start", "readout". It is kept in the nodes' metadata for `from_nir`; what others read is in the
+            README.
         fold: gain, rest and norm of neurons go into the map in front of them, so that r = 1 and v_leak = 0 (IF: 1/dt),
             which is what other libraries can read; rounds otherwise.
         max_matrix: the most elements of a matrix that stands for a convolution.

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ... import nn as ours
 from ...ops.bn_lif.reference import affine
-from .neuron import Neuron, Value
+from ...reset import name_of
+from .neuron import NAMES, NUMBERS, Neuron, Value
 
 Shape = tuple[int, ...]
 Reader = Callable[[nn.Module, Shape], Neuron]
@@ -68,14 +69,24 @@ def _per_channel(value: float | Tensor, shape: Shape) -> Value:
 def _options(layer: ours._Neuron, shape: Shape) -> dict[str, object]:
     """The dynamics among the layer's options."""
     options = layer.options
-    names = ("decay", "gain", "rest", "threshold", "v_reset", "synapse")
-    found = {n: _per_channel(options[n], shape) for n in names if options.get(n) is not None}
-    names = ("reset", "strict", "several", "v_min", "detach_reset", "surrogate")
-    found |= {n: options[n] for n in names if n in options}
+    values = {n: options.get(NAMES.get(n, n)) for n in NUMBERS}
+    if "reset" in options:
+        reset = options["reset"]
+        values["v_reset"] = getattr(reset, "v_reset", 0.0)
+        found = {"reset": name_of(reset), "detach_reset": reset is not None and reset.detach}
+        found |= {"strict": options["fire"] == ">", "several": options["fire"] == "multi_spike"}
+        found |= {n: options[n] for n in ("v_min", "surrogate") if n in options}
+    else:
+        found = {}
+    found |= {n: _per_channel(value, shape) for n, value in values.items() if value is not None}
     readout = options["readout"]
+    if isinstance(layer, ours.LI) and layer.last:
+        readout = "last"
+    elif readout == "mean" and not isinstance(layer, ours.LI):
+        readout = "rate"  # the file's word
     if readout is not None and not isinstance(readout, str):
         readout = tuple(float(c) for c in readout)
-    return found | {"readout": readout, "pair": layer.return_v or options.get("record") is not None}
+    return found | {"readout": readout, "pair": layer.return_state or options.get("record") is not None}
 
 
 def _lif(layer: ours.LIF, shape: Shape) -> Neuron:
@@ -121,6 +132,7 @@ def _spikingjelly(library: ModuleType) -> dict[type, Reader]:
         kind = next(own for cls, own in dropin.REPLACEMENTS.items() if isinstance(layer, cls))
         _refuse(kind.why_not(layer))
         charge = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kind._charge(layer).items()}
+        charge["rest"] = charge.pop("bias", 0.0)
         return Neuron(
             **{name: _per_channel(value, shape) for name, value in charge.items()},
             threshold=layer.v_threshold,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...nn import LI, LIF
+from ...reset import by_name
 from ...surrogate import ATan, Surrogate
 from .layers import Started
-from .neuron import METADATA, NODES, NUMBERS, from_node, reduce
+from .neuron import METADATA, NAMES, NODES, NUMBERS, from_node, reduce
 
 Shape = tuple[int, ...]
 
@@ -238,15 +239,23 @@ def _stateless(node: nir.NIRNode, shape: Shape, dtype: torch.dtype) -> tuple[nn.
 def _neurons(node: nir.NIRNode, shape: Shape, dt: float, surrogate: Surrogate, dtype: torch.dtype) -> nn.Module:
     neuron = from_node(node, shape, dt)
     options: dict[str, Any] = {
-        name: reduce(name, value, shape, dtype) for name in NUMBERS if (value := getattr(neuron, name)) is not None
+        NAMES.get(name, name): reduce(name, value, shape, dtype)
+        for name in NUMBERS
+        if (value := getattr(neuron, name)) is not None
     }
-    if neuron.spikes:
-        names = ("reset", "strict", "several", "v_min", "detach_reset", "readout")
-        options |= {name: getattr(neuron, name) for name in names}
-        layer: nn.Module = LIF(**options, surrogate=neuron.surrogate or surrogate)
-    else:
-        layer = LI(**{k: v for k, v in options.items() if k not in ("threshold", "v_reset")}, readout=neuron.readout)
     channels = max((value.numel() for value in options.values() if isinstance(value, Tensor)), default=1)
+    v_reset = options.pop("v_reset")
+    if neuron.spikes:
+        layer: nn.Module = LIF(
+            **options,
+            reset=by_name(neuron.reset, v_reset, neuron.detach_reset),
+            fire="multi_spike" if neuron.several else ">" if neuron.strict else ">=",
+            v_min=neuron.v_min,
+            readout="mean" if neuron.readout == "rate" else neuron.readout,
+            surrogate=neuron.surrogate or surrogate,
+        )
+    else:
+        layer = LI(**{k: v for k, v in options.items() if k != "threshold"}, readout=neuron.readout)
     steps = len(neuron.readout) if isinstance(neuron.readout, tuple) else 1
     layer(torch.zeros(steps, 1, channels, dtype=dtype))  # the kernels refuse what does not go together
     return layer if neuron.start == 0 else Started(layer, neuron.start)

@@ -28,14 +28,15 @@ from ...surrogate.reference import from_arguments
 METADATA = "esvae_kernels."
 SPIKING, SYNAPTIC = (nir.LIF, nir.IF, nir.CubaLIF), (nir.CubaLIF, nir.CubaLI)
 NODES = (*SPIKING, nir.LI, nir.I, nir.CubaLI)
+NAMES = {"rest": "bias", "synapse": "synaptic_decay"}  # of files, and what `lif` calls them
 NUMBERS = ("decay", "gain", "rest", "threshold", "v_reset", "synapse")
 
 # What NIR cannot say, by the name that accepts it, and what is written then.
 INEXPRESSIBLE = {
     ">=": "it fires at the threshold, NIR's neurons above it: accept=[{0!r}] writes the next lower fp32",
     "reset": "its reset is {reset!r}, NIR's is 'hard': accept=[{0!r}] writes a hard reset to 0",
-    "several": "it fires several spikes in a step, NIR's neurons one: accept=[{0!r}] writes such neurons",
-    "smooth": "its output is its surrogate's primitive (smooth=True), NIR's is spikes: accept=[{0!r}] writes spikes",
+    "multi_spike": "it fires several spikes in a step, NIR's neurons one: accept=[{0!r}] writes such neurons",
+    "spiking": "its output is its surrogate's primitive (spiking=False), NIR's is spikes: accept=[{0!r}] writes spikes",
     "v_min": "it has a floor v_min, which NIR lacks: accept=[{0!r}] leaves it out",
     "start": "its potential starts at {start:.6g}, of which NIR says nothing: accept=[{0!r}] leaves it out",
     "readout": "it has a readout over time, which NIR lacks: accept=[{0!r}] writes the output of every step",
@@ -46,7 +47,7 @@ Value = float | np.ndarray  # of the neurons' shape, or broadcasting to it
 
 @dataclass(frozen=True)
 class Neuron:
-    """What a layer computes: `lif`'s arguments, fp64."""
+    """What a layer computes, fp64, in the words of our files' metadata."""
 
     decay: Value
     gain: Value = 1.0
@@ -72,8 +73,8 @@ class Neuron:
         found = {
             ">=": self.spikes and not self.strict and not self.several,
             "reset": self.spikes and self.reset != "hard",
-            "several": self.several,
-            "smooth": self.spikes and self.surrogate is not None and self.surrogate.smooth,
+            "multi_spike": self.several,
+            "spiking": self.spikes and self.surrogate is not None and not self.surrogate.spiking,
             "v_min": self.v_min is not None,
             "start": self.start != 0,
             "readout": self.readout is not None,
@@ -136,7 +137,7 @@ def _metadata(neuron: Neuron, values: dict[str, np.ndarray], dt: float) -> dict[
         found["detach_reset"] = int(neuron.detach_reset)
         if neuron.surrogate is not None:
             s = neuron.surrogate
-            found["surrogate"] = np.array([s.id, s.shape, s.scale, s.center, s.smooth], dtype=np.float64)
+            found["surrogate"] = np.array([s.id, float(s.parameter), s.scale, s.shift, not s.spiking], dtype=np.float64)
     if neuron.v_min is not None:
         found["v_min"] = neuron.v_min
     if neuron.start:
@@ -230,7 +231,7 @@ def _said(said: dict[str, object], spikes: bool) -> dict[str, Any]:
 
     def surrogate(value: Any) -> Surrogate:
         id, shape, scale, center, smooth = (float(x) for x in value)
-        return from_arguments(int(id), shape, scale, center, bool(smooth))
+        return from_arguments(int(id), shape, scale, center, not smooth)
 
     makers: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "start": ("a finite number", finite),

@@ -1,47 +1,62 @@
 """`bn_lif`: the raw op of the statistics, the autograd function and the public function.
 
 Four passes over y, each a raw op, with what is per channel computed between them in fp64: the statistics
-(`bn_lif_statistics`), normalise and scan (`lif_fwd` with gain and rest per channel), back through the scan, with the
+(`bn_lif_statistics`), normalise and scan (`lif_fwd` with gain and bias per channel), back through the scan, with the
 sums over channels (`lif_bwd`), and what mean and variance add to the gradient of y (`bn_lif_correct`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal, Required, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ... import backends, check, layout
-from ...library import differentiate_twice, register
+from ...library import Autograd, autograd_of, differentiate_twice, eager, register, require
+from ...native import DTYPES
+from ...reset import Hard, Reset
 from ...surrogate import ATan, Surrogate
 from ..lif.op import (
+    RENAMED,
+    Number,
     Prepared,
+    Readout,
     cotangents_there,
     lif_apply,
     lif_bwd,
     lif_fwd,
     prepare,
+    stored_rows,
     wanted_of,
     what_is_there,
+    with_shape,
     without_gradient,
 )
 from ..lif.reference import AFFINE, state_dtype
 from . import reference
 
-_GAIN_AND_REST = 3  # the bits of both rows of (a, b)
+_GAIN_AND_BIAS = 3  # the bits of both rows of (a, b)
+
+
+def _require(y: Tensor, channel: int) -> None:
+    require(
+        0 <= channel < y.dim() and y.dtype in DTYPES, lambda: f"y: got shape {tuple(y.shape)}, {y.dtype}, {channel}"
+    )
 
 
 def _statistics(y: Tensor, channel: int):
-    room = backends.room(__package__, y.device)
+    _require(y, channel)
+    backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.statistics(y, channel)
     channels_last = layout.is_channels_last(y, channel)
-    return room.statistics(layout.as_layout(y, channels_last, channel), channel, channels_last)
+    return room.statistics(backend, layout.as_layout(y, channels_last, channel), channel, channels_last)
 
 
 def _statistics_fake(y: Tensor, channel: int):
+    _require(y, channel)
     return tuple(y.new_empty(y.shape[channel], dtype=torch.float64) for _ in range(2))
 
 
@@ -51,17 +66,31 @@ bn_lif_statistics = register(
 
 
 def _correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
-    room = backends.room(__package__, y.device)
+    _require_factors(dx, y, factors, channel)
+    backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.correct(dx, y, factors, channel)
     channels_last = layout.is_channels_last(dx, channel)
     dx, y = (layout.as_layout(tensor, channels_last, channel) for tensor in (dx, y))
-    dy = _correct_fake(dx, y, factors, channel)
-    room.correct(dx, y, factors.contiguous(), dy, channel, channels_last)
+    dy = layout.empty(dx.shape, channels_last, channel, dx, dx.dtype)
+    room.correct(backend, dx, y, factors.contiguous(), dy, channel, channels_last)
     return dy
 
 
+def _require_factors(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> None:
+    _require(y, channel)
+    require(dx.shape == y.shape and dx.dtype == y.dtype, lambda: f"dx: got {tuple(dx.shape)}, {dx.dtype}, not y's")
+    wanted = (2, y.shape[channel])
+    right = tuple(factors.shape) == wanted and factors.dtype == state_dtype(y.dtype)
+    require(right, lambda: f"factors: got {tuple(factors.shape)}, {factors.dtype}, accepted is {wanted}")
+    require(
+        dx.device == y.device == factors.device,
+        lambda: f"dx, y, factors: got {dx.device}, {y.device}, {factors.device}",
+    )
+
+
 def _correct_fake(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
+    _require_factors(dx, y, factors, channel)
     return layout.empty(dx.shape, layout.is_channels_last(dx, channel), channel, dx, dx.dtype)
 
 
@@ -71,7 +100,8 @@ bn_lif_correct = register(
 
 
 class _BnLif(torch.autograd.Function):
-    """In training: (y, v, weight, bias, parameters, readout weights, mean, variance, ...) -> what `lif_fwd` returns.
+    """In training: (y, v, weight, bias, parameters, readout weights, shape, mean, variance, ...) -> what `lif_fwd`
+    returns.
 
     The gradient of y goes through mean and variance too, which are given so that others than y's own may enter them:
     those of the whole `group`.
@@ -80,14 +110,15 @@ class _BnLif(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y, v, weight, bias, parameters, weights, mean, variance, bits, scale, eps, save, options, group):
+    def forward(y, v, weight, bias, parameters, weights, shape, mean, variance, bits, scale, eps, rows, options, group):
         ab = reference.affine(mean, variance, weight, bias, scale, eps).to(state_dtype(y.dtype))
-        return lif_fwd(y, v, None, reference.with_affine(parameters, ab), weights, save, *options)
+        stacked = reference.with_affine(parameters, ab)
+        return lif_fwd(y, v, None, stacked, weights, shape, options.text, options.neuron.steps, rows)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.bits, ctx.scale, ctx.eps, _, ctx.options, ctx.group = inputs
-        ctx.mark_non_differentiable(*without_gradient(output, ctx.options))
+        ctx.mark_non_differentiable(*without_gradient(output, ctx.options.neuron))
         ctx.save_for_backward(*tensors, output[-1])
         ctx.set_materialize_grads(False)
 
@@ -96,10 +127,10 @@ class _BnLif(torch.autograd.Function):
         tensors, (*cotangents, _) = ctx.saved_tensors, cotangents
         y, v, weight, bias, parameters, weights = tensors[:6]
         if all(c is None for c in cotangents):
-            return (None,) * 14
+            return (None,) * 15
         x, start, _, _, learnt, readout = ctx.needs_input_grad[:6]
         wanted = wanted_of((x, start, False, learnt, readout), (y, v, None, parameters, weights), ctx.bits)
-        dout, dv, _, dmembrane = cotangents_there(cotangents, ctx.options)
+        dout, dv, _, dmembrane = cotangents_there(cotangents, ctx.options.neuron)
         backward = _BnLifBackward.apply if torch.is_grad_enabled() else _BnLifBackward.forward  # see _Lif
         dy, dv0, dweight, dbias, dparameters, dweights = backward(
             *tensors, dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options, ctx.group
@@ -111,7 +142,7 @@ class _BnLif(torch.autograd.Function):
             dbias.to(bias.dtype),
             dparameters.to(parameters.dtype) if wanted.parameters else None,
             dweights if wanted.weights else None,
-            *(None,) * 8,
+            *(None,) * 9,
         )
 
 
@@ -121,29 +152,32 @@ class _BnLifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y, v, weight, bias, parameters, weights, mean, variance, saved, dout, dv, dmembrane, *rest):
+    def forward(y, v, weight, bias, parameters, weights, shape, mean, variance, saved, dout, dv, dmembrane, *rest):
         wanted, scale, eps, options, group = rest
         ab = reference.affine(mean, variance, weight, bias, scale, eps)
         stacked = reference.with_affine(parameters, ab.to(state_dtype(y.dtype)))
-        inputs = (y, v, None, stacked, weights, saved, dout, dv, None, dmembrane)
-        every = parameters is not None
-        center, bits = mean.to(stacked.dtype), wanted.parameters | _GAIN_AND_REST << AFFINE.start * every
-        dy, dv0, _, sums, dweights = lif_bwd(*inputs, center, *wanted._replace(parameters=bits), *options)
-        da, db = sums[AFFINE] if every else sums  # sums of dm (y - mean) and of dm
+        inputs = (y, v, None, stacked, weights, shape, saved, dout, dv, None, dmembrane)
+        every, p = parameters is not None, options.neuron
+        center, bits = mean.to(stacked.dtype), wanted.parameters | _GAIN_AND_BIAS << AFFINE.start * every
+        center = reference.per_neuron(center, stacked.shape[1])
+        all_wanted = wanted._replace(parameters=bits)
+        dy, dv0, _, sums, dweights = lif_bwd(*inputs, center, options.text, p.steps, *all_wanted)
+        # Sums of dm (y - mean) and of dm.
+        da, db = reference.per_channel(sums[AFFINE] if every else sums, len(mean))
         rstd = torch.rsqrt(variance + eps)
-        if wanted.x:  # dL/dy = a dm + (p y + q), of mean and variance
+        if wanted.x:  # dL/dy = a dm + (factor y + offset), of mean and variance
             count, all_da, all_db = y.numel() // len(mean), da, db
             if group is not None:
                 count, all_da, all_db = _sum_over(group, count, da, db)
-            p = -ab[0] * all_da * rstd.square() / count
-            q = -ab[0] * all_db / count - p * mean
-            dy = bn_lif_correct(dy, y, torch.stack([p, q]).to(stacked.dtype), 1 if options.constant else 2)
+            factor = -ab[0] * all_da * rstd.square() / count
+            offset = -ab[0] * all_db / count - factor * mean
+            dy = bn_lif_correct(dy, y, torch.stack([factor, offset]).to(stacked.dtype), 1 if p.constant else 2)
         return dy, dv0, da * (scale * rstd), db.clone(), sums.clone() if every else sums.new_empty(0), dweights
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.wanted, ctx.scale, ctx.eps, ctx.options, ctx.group = inputs
-        del tensors[6:9]  # statistics and saved potentials: the reference starts from y and v
+        del tensors[7:10]  # statistics and saved potentials: the reference starts from y and v
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
@@ -151,7 +185,7 @@ class _BnLifBackward(torch.autograd.Function):
     def backward(ctx, ddy, ddv0, ddweight, ddbias, ddparameters, ddweights):
         if ctx.group is not None:
             raise NotImplementedError("bn_lif: got a process_group, where second derivatives are not there")
-        inputs, cotangents = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        inputs, shape, cotangents = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
         wanted, (_, _, weight, bias, parameters, _) = ctx.wanted, inputs
         seconds = (
             ddy if wanted.x else None,
@@ -161,12 +195,57 @@ class _BnLifBackward(torch.autograd.Function):
             ddparameters.to(parameters.dtype) if wanted.parameters and ddparameters is not None else None,
             ddweights if wanted.weights else None,
         )
+        p = with_shape(ctx.options.neuron, shape)
         first, second = differentiate_twice(
-            lambda *i: reference.bn_lif(*i, ctx.scale, ctx.eps, ctx.options), inputs, cotangents, seconds
+            lambda *i: reference.bn_lif(*i, ctx.scale, ctx.eps, p), inputs, cotangents, seconds
         )
-        return *first, None, None, None, *second, *(None,) * 5
+        return *first, *(None,) * 4, *second, *(None,) * 5
 
 
+_EagerBnLif = eager(_BnLif)
+
+
+class _Common(TypedDict, total=False):
+    """The keywords of `bn_lif` that do not change what it returns."""
+
+    training: Required[bool]
+    momentum: float
+    eps: float
+    scale: float
+    v: Tensor | None
+    steps: int | None
+    decay: Required[Number]
+    threshold: Required[Number]
+    reset: Reset | None
+    surrogate: Surrogate
+    readout: Readout
+    dtype: torch.dtype | None
+    fire: Literal[">=", ">"]
+    process_group: dist.ProcessGroup | None
+
+
+@overload
+def bn_lif(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    record: None = ...,
+    **options: Unpack[_Common],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def bn_lif(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    record: Literal["membrane"],
+    **options: Unpack[_Common],
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def bn_lif(
     y: Tensor,
     weight: Tensor,
@@ -180,17 +259,16 @@ def bn_lif(
     scale: float = 1.0,
     v: Tensor | None = None,
     steps: int | None = None,
-    decay: float | Tensor,
-    threshold: float | Tensor,
-    reset: str = "hard",
-    v_reset: float | Tensor = 0.0,
-    detach_reset: bool = False,
-    strict: bool = False,
+    decay: Number,
+    threshold: Number,
+    reset: Reset | None = Hard(),  # noqa: B008 - frozen
     surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
-    readout: str | Tensor | Sequence[float] | None = None,
-    record: str | None = None,
+    readout: Readout = None,
+    record: Literal["membrane"] | None = None,
     dtype: torch.dtype | None = None,
+    fire: Literal[">=", ">"] = ">=",
     process_group: dist.ProcessGroup | None = None,
+    **renamed: object,
 ) -> tuple[Tensor, ...]:
     """Threshold-dependent batch norm (tdBN; Zheng et al., 2021) and LIF neurons in one; the normalised current is
     never stored.
@@ -211,7 +289,8 @@ def bn_lif(
         training: normalise by the batch's statistics, with gradients through them.
         momentum, eps: as in torch's batch norm.
         scale: multiplies `weight`; tdBN's alpha * threshold. Default: 1 (of `nn.BNLIF` the threshold).
-        v, steps, decay .. dtype: as in `lif`, whose gain and rest are the norm's; without a synapse, v_min, several.
+        v, steps, decay .. fire: as in `lif`, whose gain and bias are the norm's; without a synaptic current, v_min and
+            fire="multi_spike".
         process_group: in training take the statistics over the batches of all its ranks, as `torch.nn.SyncBatchNorm`
             does: each rank calls with its share of the batch, whose gradients are those of the sum of all ranks'
             losses; those of weight, bias and the LIF's tensors are this rank's part, for DistributedDataParallel to
@@ -224,26 +303,30 @@ def bn_lif(
     Raises:
         TypeError, ValueError: one line naming the argument, what came and what is accepted.
     """
+    if renamed:
+        check.renamed("bn_lif", renamed, RENAMED)
+    if fire == "multi_spike":
+        raise ValueError("fire: got 'multi_spike', accepted by bn_lif are '>=' and '>'")
     a = prepare(
         y,
         v,
+        None,
         steps,
         name="y",
         learnt=(weight, bias),
         decay=decay,
         threshold=threshold,
         reset=reset,
-        v_reset=v_reset,
-        detach_reset=detach_reset,
-        strict=strict,
         surrogate=surrogate,
         readout=readout,
         record=record,
         dtype=dtype,
+        fire=fire,
     )
-    channel = 1 if a.options.constant else 2
+    p = a.options.neuron
+    channel = 1 if p.constant else 2
     if y.dim() <= channel:
-        accepted = "(N, C, *) when steps= is given" if a.options.constant else "(T, N, C, *)"
+        accepted = "(N, C, *) when steps= is given" if p.constant else "(T, N, C, *)"
         raise ValueError(f"y: got shape {tuple(y.shape)}, accepted is {accepted}")
     channels = (y.shape[channel],)
     for name, tensor in (
@@ -254,7 +337,9 @@ def bn_lif(
     ):
         check.floating(name, tensor, 1, f"{channels}")
         check.like(name, tensor, channels, tensor.dtype, y.device)
-    momentum, eps, scale = (check.number(n, x) for n, x in (("momentum", momentum), ("eps", eps), ("scale", scale)))
+    momentum, scale = (check.number(n, x, "is a finite number") for n, x in (("momentum", momentum), ("scale", scale)))
+    if check.number("eps", eps, "is a number of at least 0") < 0:
+        raise ValueError(f"eps: got {eps}, accepted is a number of at least 0")
     if not training:
         ab = reference.affine(running_mean.double(), running_var.double(), weight, bias, scale, eps)
         parameters = reference.with_affine(a.parameters, ab.to(state_dtype(y.dtype)))
@@ -264,19 +349,34 @@ def bn_lif(
         raise ValueError(
             f"y: got {count} value per channel in shape {tuple(y.shape)}, accepted in training are 2 or more"
         )
-    mean, variance = bn_lif_statistics(y.detach(), channel)
+    mode = autograd_of(y, v, weight, bias, a.parameters, a.weights)
+    mean, variance = (
+        reference.statistics(y.detach(), channel)
+        if mode is Autograd.FORWARD
+        else bn_lif_statistics(y.detach(), channel)
+    )
     if process_group is not None:
         count, mean, variance = _over(process_group, count, mean, variance)
     if momentum:
-        _update(running_mean, running_var, mean, variance, momentum, count * (a.options.steps if steps else 1))
-    parameters = None if a.parameters is None else a.parameters.expand(-1, *channels)  # so that gradients fit
-    arguments = (parameters, a.weights, mean, variance, a.bits, scale, eps, torch.is_grad_enabled(), a.options)
-    return what_is_there(_BnLif.apply(y, v, weight, bias, *arguments, process_group), a.options)
+        _update(running_mean, running_var, mean, variance, momentum, count * (p.steps if steps else 1))
+    parameters = a.parameters
+    if parameters is not None and parameters.shape[1] == 1:
+        parameters = parameters.expand(-1, *channels)  # so that gradients fit
+    tensors = (y, v, weight, bias, parameters, a.weights)
+    if mode is Autograd.FORWARD:
+        if process_group is not None:
+            raise NotImplementedError("bn_lif: got a process_group, where forward-mode derivatives are not there")
+        out, last, membrane = reference.bn_lif(*tensors, scale, eps, with_shape(p, a.shape))
+        return what_is_there((out, last, None, membrane), p)
+    rows = stored_rows(p.steps) if mode is not Autograd.NONE and torch.is_grad_enabled() else 0
+    arguments = (*tensors, a.shape, mean, variance, a.bits, scale, eps, rows, a.options, process_group)
+    run = {Autograd.NONE: _BnLif.forward, Autograd.EAGER: _EagerBnLif.apply, Autograd.FULL: _BnLif.apply}[mode]
+    return what_is_there(run(*arguments), p)
 
 
 def _bits(a: Prepared) -> int:
     """Of a stack with (a, b) in it: those too may have a gradient."""
-    return _GAIN_AND_REST if a.parameters is None else a.bits | _GAIN_AND_REST << AFFINE.start
+    return _GAIN_AND_BIAS if a.parameters is None else a.bits | _GAIN_AND_BIAS << AFFINE.start
 
 
 def _over(group: dist.ProcessGroup, count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ Per channel c (axis 2 of y (T, N, C, *); Zheng et al., 2021, eq. 6-8; paper, sec
     mean_c, var_c = mean and biased variance of y over all axes but the channel (training), or the running ones
     a_c = scale * weight_c / sqrt(var_c + eps)                        fp64
     b_c = bias_c - mean_c * a_c                                       fp64
-    m_t = decay * v_{t-1} + (a * y_t + b)                             the LIF with gain = a and rest = b, see ../lif
+    m_t = decay * v_{t-1} + (a * y_t + b)                             the LIF with gain = a and bias = b, see ../lif
 
 a and b are rounded once, to the state's type; what follows is the LIF's, bit for bit. With `constant` y (N, C, *)
 stands for T equal time steps: mean and variance are the same.
@@ -40,12 +40,23 @@ def correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
 
 
 def with_affine(parameters: Tensor | None, ab: Tensor) -> Tensor:
-    """The LIF's parameters with gain and rest taken from (a, b)."""
+    """The LIF's parameters (6, 1 or C or one per neuron) with gain and bias taken from (a, b)."""
     if parameters is None:
         return ab
-    rows = list(parameters.expand(len(PARAMETERS), ab.shape[1]).unbind(0))
-    rows[AFFINE] = ab.unbind(0)
+    columns = max(parameters.shape[1], ab.shape[1])
+    rows = list(parameters.expand(len(PARAMETERS), columns).unbind(0))
+    rows[AFFINE] = per_neuron(ab, columns).unbind(0)
     return torch.stack(rows)
+
+
+def per_neuron(values: Tensor, columns: int) -> Tensor:
+    """(*, C) -> (*, columns): each channel's value for all of its neurons."""
+    return values if values.shape[-1] == columns else values.repeat_interleave(columns // values.shape[-1], -1)
+
+
+def per_channel(values: Tensor, channels: int) -> Tensor:
+    """(*, columns) -> (*, C): the sums over each channel's neurons."""
+    return values if values.shape[-1] == channels else values.unflatten(-1, (channels, -1)).sum(-1)
 
 
 def bn_lif(

@@ -123,7 +123,7 @@ def _step(all: Tiles) -> Tiles:
     return all._replace(rows=max(1, all.TILE_ROWS // all.channels) * all.channels)
 
 
-def statistics(y: Tensor, channel: int, channels_last: bool) -> tuple[Tensor, Tensor]:
+def statistics(backend: str, y: Tensor, channel: int, channels_last: bool) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C), fp64, of a y in one of the two layouts."""
     channels = y.shape[channel]
     mean, variance = (y.new_empty(channels, dtype=torch.float64) for _ in range(2))
@@ -148,7 +148,9 @@ def statistics(y: Tensor, channel: int, channels_last: bool) -> tuple[Tensor, Te
     return mean, variance
 
 
-def correct(dx: Tensor, y: Tensor, factors: Tensor, dy: Tensor, channel: int, channels_last: bool) -> None:
+def correct(
+    backend: str, dx: Tensor, y: Tensor, factors: Tensor, dy: Tensor, channel: int, channels_last: bool
+) -> None:
     """dy = dx + (factors[0] * y + factors[1]), with factors (2, C) in the state's type."""
     if y.numel():
         geometry = _tiles(y, channel, channels_last, _CORRECTED)

@@ -4,54 +4,151 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from ... import backends, check, layout
-from ...library import differentiate, differentiate_twice, one_by_one, register
-from ...surrogate import SURROGATES, ATan, Surrogate
-from . import reference
-from .reference import AFFINE, CHUNK, PARAMETERS, READOUTS, RESETS, Neuron, Wanted, state_dtype
-
-_OPTIONS = (
-    "SymInt steps, bool constant, float decay, float gain, float rest, float threshold, float v_reset, float synapse, "
-    "bool synaptic, float v_min, int reset, bool strict, bool several, bool detach_reset, int surrogate, float shape, "
-    "float scale, float center, bool smooth, int readout, bool record, ScalarType dtype"
+from ...library import (
+    Autograd,
+    autograd_of,
+    differentiate,
+    differentiate_twice,
+    eager,
+    learning,
+    one_by_one,
+    register,
+    require,
 )
-_INPUTS = "Tensor x, Tensor? v, Tensor? i, Tensor? parameters, Tensor? weights"
+from ...native import DTYPES
+from ...reset import Delayed, Hard, Reset, name_of
+from ...surrogate import ATan, Surrogate
+from ...surrogate.reference import with_parameter
+from . import reference
+from .reference import AFFINE, CHUNK, PARAMETERS, READOUTS, RESETS, Neuron, Wanted, decoded, state_dtype
+
+# x (T, N, *), or (N, *) of a constant neuron; v, i (N, *); parameters (2 or 6, 1 or C or one per neuron); weights (T);
+# shape: the surrogate's shape parameter where it is a tensor; neuron: Neuron.text().
+_INPUTS = "Tensor x, Tensor? v, Tensor? i, Tensor? parameters, Tensor? weights, Tensor? shape"
+_OPTIONS = "str neuron, SymInt steps"
+_COTANGENTS = "Tensor? dout, Tensor? dv, Tensor? di, Tensor? dmembrane"
 _WANTED = "bool want_x, bool want_v, bool want_i, bool want_weights, int want_parameters"
+
+
+def _neuron(text: str, steps: int, shape: Tensor | None) -> Neuron:
+    """What a raw op's arguments stand for. The fake gives no `shape`, and may have a symbol for the steps."""
+    p = decoded(text, steps) if type(steps) is int else Neuron.from_text(text)._replace(steps=steps)
+    return with_shape(p, shape)
+
+
+def with_shape(p: Neuron, shape: Tensor | None) -> Neuron:
+    """The neuron with the surrogate's shape parameter, where that is a tensor."""
+    if shape is None:
+        return p
+    value = float(shape)
+    if not 0 < value < math.inf:
+        raise ValueError(f"surrogate: got {value} in the tensor of its shape parameter, accepted is a number above 0")
+    return p._replace(shape=value)
+
+
+def stored_rows(steps: int) -> int:
+    """Rows of potentials (and as many of currents) that a forward of so many steps keeps for its backward; for a
+    symbolic number two more at most, so that what is compiled holds for all lengths: a size of 0 or 1 would not."""
+    return (steps - 1) // CHUNK if _is_number(steps) else (steps + 2 * CHUNK - 1) // CHUNK
+
+
+def _is_number(steps: int) -> bool:
+    """Whether it is no symbol; to torch.compile a symbol's type is int."""
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # imports sympy, for half a second
+
+        return has_static_value(steps)
+    return type(steps) is int
 
 
 class _Shapes:
     """Shapes and layout of one call's tensors, from x alone: the fake and the real op must agree on them."""
 
+    __slots__ = ("channel", "channels_last", "inner", "p", "state_dtype", "x")
+
     def __init__(self, x: Tensor, p: Neuron) -> None:
-        if p.surrogate not in SURROGATES:  # a raw op can be called by anyone, and the compiled module trusts us
-            raise ValueError(f"surrogate: got the id {p.surrogate}, accepted are {sorted(SURROGATES)}")
         self.x, self.p = x, p
         self.channel = 1 if p.constant else 2
+        require(x.dim() >= self.channel and x.dtype in DTYPES, lambda: f"x: got shape {tuple(x.shape)}, {x.dtype}")
         self.channels_last = layout.is_channels_last(x, self.channel)
-        self.inner = tuple(x.shape) if p.constant else tuple(x.shape[1:])
+        shape = tuple(x.shape)
+        self.inner = shape if p.constant else shape[1:]
         self.state_dtype = state_dtype(x.dtype)
+        require(p.steps >= 1 and (p.constant or shape[0] == p.steps), lambda: f"steps: got {p.steps} for x {shape}")
+
+    def check(self, v, i, parameters, weights) -> None:  # type: ignore[no-untyped-def]
+        """What the kernels take for granted: they have addresses alone."""
+        for name, state in (("v", v), ("i", i)):
+            if state is not None:
+                self.require(name, state, self.inner, self.state_dtype)
+        if parameters is not None:
+            rows, columns = parameters.shape if parameters.dim() == 2 else (0, 0)
+            accepted = columns == 1 or columns == self.channels() or columns == math.prod(self.inner[1:])
+            require(
+                rows in (2, len(PARAMETERS)) and accepted,
+                lambda: f"parameters: got shape {tuple(parameters.shape)} for x {tuple(self.x.shape)}",
+            )
+            self.require("parameters", parameters, parameters.shape, self.state_dtype)
+        weighted = READOUTS[self.p.readout] == "weights"
+        require(weighted == (weights is not None), lambda: "weights: got them or none, against the neuron's readout")
+        if weights is not None:
+            self.require("weights", weights, (self.p.steps,), torch.float64)
+
+    def check_rows(self, rows: int) -> None:
+        least = (self.p.steps - 1) // CHUNK
+        require(rows == 0 or rows >= least, lambda: f"saved_rows: got {rows}, accepted are 0 and {least}")
+
+    def check_saved(self, saved: Tensor) -> None:
+        least = (self.p.steps - 1) // CHUNK * (2 if self.p.synaptic else 1)
+        require(
+            saved.shape[1:] == self.inner and saved.shape[0] >= least and saved.dtype == self.state_dtype,
+            lambda: f"saved: got shape {tuple(saved.shape)}, {saved.dtype}, accepted are {least} rows",
+        )
+
+    def check_cotangents(self, dout, dv, di, dmembrane) -> None:  # type: ignore[no-untyped-def]
+        p, time = self.p, (self.p.steps,)
+        out = self.inner if READOUTS[p.readout] is not None else time + self.inner
+        state = self.state_dtype
+        wanted = {"dv": (dv, self.inner, state), "di": (di, self.inner, state)}
+        wanted |= {"dout": (dout, out, p.dtype), "dmembrane": (dmembrane, time + self.inner, state)}
+        for name, (tensor, shape, dtype) in wanted.items():
+            if tensor is not None:
+                self.require(name, tensor, shape, dtype)
+
+    def require(self, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+        require(
+            tuple(tensor.shape) == tuple(shape) and tensor.dtype == dtype and tensor.device == self.x.device,
+            lambda: (
+                f"{name}: got shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}, accepted is"
+                f" {tuple(shape)}, {dtype}, on {self.x.device}"
+            ),
+        )
+
+    def channels(self) -> int:
+        return self.inner[1] if len(self.inner) > 1 else 1
 
     def _empty(self, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape = (*leading, *self.inner)
         return layout.empty(shape, self.channels_last, len(leading) + 1, self.x, dtype)
 
-    def outputs(self, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def outputs(self, saved_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """out, the last v, the last i, the membrane potentials, and the v, then with a synapse the i, that the backward
         starts from: what is not there is of no elements."""
         p = self.p
         out = self._empty((p.steps,) if READOUTS[p.readout] is None else (), p.dtype)
-        saved = (p.steps - 1) // CHUNK * (2 if p.synaptic else 1) if save else 0
         return (
             out,
             self._empty((), self.state_dtype),
             self._state(p.synaptic),
             self._empty((p.steps if p.record else 0,), self.state_dtype),
-            self._empty((saved,), self.state_dtype),
+            self._empty((saved_rows * (2 if p.synaptic else 1),), self.state_dtype),
         )
 
     def gradients(self, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,13 +161,31 @@ class _Shapes:
 
     def dense(self, tensor: Tensor | None) -> Tensor | None:
         """A state, output or input in this call's layout."""
-        if tensor is None:
-            return None
+        if tensor is None or (not self.channels_last and tensor.is_contiguous()):
+            return tensor
         return layout.as_layout(tensor, self.channels_last, tensor.dim() - len(self.inner) + 1)
 
+    def in_memory(self, parameters: Tensor | None) -> Tensor | None:
+        """Those of one per neuron in the order in which neurons lie in memory."""
+        if parameters is not None and self._per_neuron(parameters):
+            parameters = parameters.unflatten(1, (self.channels(), -1)).transpose(1, 2).flatten(1)
+        return None if parameters is None else parameters.contiguous()
 
-def _lif_fake(x, v, i, parameters, weights, save: bool, *options):
-    return _Shapes(x, Neuron(*options)).outputs(save)
+    def in_order(self, parameters: Tensor) -> Tensor:
+        """`in_memory` undone."""
+        if self._per_neuron(parameters):
+            parameters = parameters.unflatten(1, (-1, self.channels())).transpose(1, 2).flatten(1)
+        return parameters
+
+    def _per_neuron(self, parameters: Tensor) -> bool:
+        return self.channels_last and parameters.shape[1] not in (0, 1, self.channels())
+
+
+def _lif_fake(x, v, i, parameters, weights, shape, text: str, steps: int, saved_rows: int):
+    shapes = _Shapes(x, _neuron(text, steps, None))
+    shapes.check(v, i, parameters, weights)
+    shapes.check_rows(saved_rows)
+    return shapes.outputs(saved_rows)
 
 
 def _lif(
@@ -79,17 +194,21 @@ def _lif(
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    save: bool,
-    *options,
+    shape: Tensor | None,
+    text: str,
+    steps: int,
+    saved_rows: int,
 ):
-    p = Neuron(*options)
+    p = _neuron(text, steps, shape)
     shapes = _Shapes(x, p)
-    results = shapes.outputs(save)
-    room = backends.room(__package__, x.device)
+    shapes.check(v, i, parameters, weights)
+    shapes.check_rows(saved_rows)
+    results = shapes.outputs(saved_rows)
+    backend, room = backends.room(__package__, x.device)
     if room is None:
         states: list[tuple[Tensor, Tensor | None]] = []
         found = reference.lif(x, v, i, parameters, weights, p, states)
-        starts = states[CHUNK - 1 : -1 : CHUNK] if save else []  # the backward may run on another backend
+        starts = states[CHUNK - 1 : -1 : CHUNK] if saved_rows else []  # the backward may run on another backend
         for result, value in zip(results, found, strict=False):
             if value is not None:
                 result.copy_(value)
@@ -98,20 +217,28 @@ def _lif(
                 results[-1][k * len(starts) : (k + 1) * len(starts)].copy_(torch.stack(potentials))
     else:
         outputs = dict(zip(("out", "v", "i", "membrane", "saved"), results, strict=True))
-        x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), _contiguous(parameters)
-        room.lif(x, v, i, parameters, weights, outputs, shapes.channels_last, p)
+        x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
+        room.lif(backend, x, v, i, parameters, weights, outputs, shapes.channels_last, p)
     return results
 
 
 def _lif_backward_fake(
-    x, v, i, parameters, weights, saved, dout, dv, di, dmembrane, center, wx, wv, wi, ww, wp, *options
+    x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, center_of_x, text, steps, *wanted
 ):
-    p = Neuron(*options)
-    sums = (len(PARAMETERS), 1) if parameters is None else parameters.shape
+    p, wanted = _neuron(text, steps, None), Wanted(*wanted)
+    shapes = _Shapes(x, p)
+    shapes.check(v, i, parameters, weights)
+    shapes.check_saved(saved)
+    shapes.check_cotangents(dout, dv, di, dmembrane)
+    return _gradients(shapes, parameters, wanted)
+
+
+def _gradients(shapes: _Shapes, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, ...]:
+    x, sums = shapes.x, (len(PARAMETERS), 1) if parameters is None else parameters.shape
     return (
-        *_Shapes(x, p).gradients(Wanted(wx, wv, wi, ww, wp)),
-        x.new_empty((sums[0], sums[1] if wp else 0), dtype=torch.float64),
-        x.new_empty(p.steps if ww else 0, dtype=torch.float64),
+        *shapes.gradients(wanted),
+        x.new_empty((sums[0], sums[1] if wanted.parameters else 0), dtype=torch.float64),
+        x.new_empty(shapes.p.steps if wanted.weights else 0, dtype=torch.float64),
     )
 
 
@@ -121,48 +248,49 @@ def _lif_backward(
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
+    shape: Tensor | None,
     saved: Tensor,
     dout: Tensor | None,
     dv: Tensor | None,
     di: Tensor | None,
     dmembrane: Tensor | None,
     center_of_x: Tensor | None,
-    want_x: bool,
-    want_v: bool,
-    want_i: bool,
-    want_weights: bool,
-    want_parameters: int,
-    *options,
+    text: str,
+    steps: int,
+    *wanted,
 ):
-    p, wanted = Neuron(*options), Wanted(want_x, want_v, want_i, want_weights, want_parameters)
-    room = backends.room(__package__, x.device)
+    p, wanted = _neuron(text, steps, shape), Wanted(*wanted)
+    shapes, cotangents = _Shapes(x, p), (dout, dv, di, dmembrane)
+    shapes.check(v, i, parameters, weights)
+    shapes.check_cotangents(*cotangents)
+    backend, room = backends.room(__package__, x.device)
     if room is None:
-        return _reference_backward(x, v, i, parameters, weights, (dout, dv, di, dmembrane), center_of_x, wanted, p)
-    shapes = _Shapes(x, p)
+        return _reference_backward(shapes, (x, v, i, parameters, weights), cotangents, center_of_x, wanted)
+    shapes.check_saved(saved)
     dx, dv0, di0 = shapes.gradients(wanted)
-    inputs = {"saved": saved, "dout": dout, "dv": dv, "di": di, "dmembrane": dmembrane}
-    inputs = {name: shapes.dense(tensor) for name, tensor in inputs.items()}
-    inputs |= {"center_of_x": center_of_x}
-    x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), _contiguous(parameters)
+    inputs = dict(zip(("dout", "dv", "di", "dmembrane"), map(shapes.dense, cotangents), strict=True))
+    if center_of_x is not None:
+        center_of_x = shapes.in_memory(center_of_x.unsqueeze(0))
+    inputs |= {"saved": shapes.dense(saved), "center_of_x": center_of_x}
+    x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
     outputs = {"dx": dx, "dv0": dv0, "di0": di0}
-    sums = room.lif_backward(x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p)
-    return dx, dv0, di0, *sums
+    dparameters, dweights = room.lif_backward(
+        backend, x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p
+    )
+    return dx, dv0, di0, shapes.in_order(dparameters), dweights
 
 
-def _reference_backward(x, v, i, parameters, weights, cotangents, center_of_x, wanted: Wanted, p: Neuron):
-    start = torch.zeros(_Shapes(x, p).inner, dtype=state_dtype(x.dtype), device=x.device)
+def _reference_backward(shapes: _Shapes, inputs, cotangents, center_of_x, wanted: Wanted):  # type: ignore[no-untyped-def]
+    x, v, i, parameters, weights = inputs
+    start = torch.zeros(shapes.inner, dtype=shapes.state_dtype, device=x.device)
     inputs = (x, start if v is None else v, start if i is None else i, parameters, weights)
-    found = differentiate(lambda *inputs: reference.lif(*inputs, p), inputs, cotangents)
-    empty = _lif_backward_fake(x, v, i, parameters, weights, None, *cotangents, None, *wanted, *p)
+    found = differentiate(lambda *inputs: reference.lif(*inputs, shapes.p), inputs, cotangents)
+    empty = _gradients(shapes, parameters, wanted)
     results = [e if f is None or not e.numel() else e.copy_(f) for e, f in zip(empty, found, strict=True)]
     if center_of_x is not None:
-        gain, rest = results[3][AFFINE if len(results[3]) == len(PARAMETERS) else slice(None)]
-        gain -= center_of_x * rest
+        gain, bias = results[3][AFFINE if len(results[3]) == len(PARAMETERS) else slice(None)]
+        gain -= center_of_x * bias
     return tuple(results)
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 # -------------------------------------------------------------------------------------------------------- vmap rules
@@ -192,26 +320,26 @@ def _inner(x: Tensor, dim: int | None, time: int) -> tuple[int, ...]:
     return tuple(shape[time:])
 
 
-def _lif_vmap(info, dims, x, v, i, parameters, weights, save, *options):
-    if dims[3] is not None or dims[4] is not None:
-        return one_by_one(lif_fwd, info, dims, x, v, i, parameters, weights, save, *options)
-    p = Neuron(*options)
+def _lif_vmap(info, dims, x, v, i, parameters, weights, shape, text, steps, saved_rows):
+    if any(dim is not None for dim in dims[3:6]):
+        return one_by_one(lif_fwd, info, dims, x, v, i, parameters, weights, shape, text, steps, saved_rows)
+    p = _neuron(text, steps, None)
     size, time = info.batch_size, 0 if p.constant else 1
     inner = _inner(x, dims[0], time)
     x, v, i = _fold(x, dims[0], size, time), _fold(v, dims[1], size, 0), _fold(i, dims[2], size, 0)
-    results = lif_fwd(x, v, i, parameters, weights, save, *options)
+    results = lif_fwd(x, v, i, parameters, weights, shape, text, steps, saved_rows)
     at = (1 if READOUTS[p.readout] is None else 0, 0, 0 if p.synaptic else None, 1, 1)
     return _unfolded(results, at, size, inner), at
 
 
 def _lif_backward_vmap(info, dims, *arguments):
-    options = arguments[16:]
-    wanted = Wanted(*arguments[11:16])
-    shared = (3, 4, 10)  # parameters, weights, and what batch norm adds
+    *tensors, text, steps, want_x, want_v, want_i, want_weights, want_parameters = arguments
+    wanted = Wanted(want_x, want_v, want_i, want_weights, want_parameters)
+    shared = (3, 4, 5, 11)  # parameters, weights, shape, and what batch norm adds
     if any(dims[k] is not None for k in shared) or wanted.weights or wanted.parameters:
         return one_by_one(lif_bwd, info, dims, *arguments)
-    x, v, i, parameters, weights, saved, dout, dv, di, dmembrane, center_of_x = arguments[:11]
-    p = Neuron(*options)
+    x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, center_of_x = tensors
+    p = _neuron(text, steps, None)
     size, time = info.batch_size, 0 if p.constant else 1
     inner = _inner(x, dims[0], time)
     *gradients, dparameters, dweights = lif_bwd(
@@ -220,28 +348,30 @@ def _lif_backward_vmap(info, dims, *arguments):
         _fold(i, dims[2], size, 0),
         parameters,
         weights,
-        _fold(saved, dims[5], size, 1),
-        _fold(dout, dims[6], size, 1 if READOUTS[p.readout] is None else 0),
-        _fold(dv, dims[7], size, 0),
-        _fold(di, dims[8], size, 0),
-        _fold(dmembrane, dims[9], size, 1),
+        shape,
+        _fold(saved, dims[6], size, 1),
+        _fold(dout, dims[7], size, 1 if READOUTS[p.readout] is None else 0),
+        _fold(dv, dims[8], size, 0),
+        _fold(di, dims[9], size, 0),
+        _fold(dmembrane, dims[10], size, 1),
         center_of_x,
+        text,
+        steps,
         *wanted,
-        *options,
     )
     at = tuple(a if there else None for a, there in zip((time, 0, 0), wanted[:3], strict=True))
     return (*_unfolded(gradients, at, size, inner), dparameters, dweights), (*at, None, None)
 
 
 lif_fwd = register(
-    f"lif_fwd({_INPUTS}, bool save, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"lif_fwd({_INPUTS}, {_OPTIONS}, SymInt saved_rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _lif,
     _lif_fake,
     _lif_vmap,
 )
 lif_bwd = register(
-    f"lif_bwd({_INPUTS}, Tensor saved, Tensor? dout, Tensor? dv, Tensor? di, Tensor? dmembrane, Tensor? center_of_x, "
-    f"{_WANTED}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"lif_bwd({_INPUTS}, Tensor saved, {_COTANGENTS}, Tensor? center_of_x, {_OPTIONS}, {_WANTED})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _lif_backward,
     _lif_backward_fake,
     _lif_backward_vmap,
@@ -252,19 +382,19 @@ lif_bwd = register(
 
 
 class _Lif(torch.autograd.Function):
-    """(x, v, i, parameters, weights, bits of the parameters to differentiate, save, options) -> what `lif_fwd`
-    returns."""
+    """(x, v, i, parameters, weights, shape, bits of the parameters to differentiate, saved_rows, options) -> what
+    `lif_fwd` returns."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, i, parameters, weights, bits, save, options):
-        return lif_fwd(x, v, i, parameters, weights, save, *options)
+    def forward(x, v, i, parameters, weights, shape, bits, saved_rows, options):
+        return lif_fwd(x, v, i, parameters, weights, shape, options.text, options.neuron.steps, saved_rows)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.bits, _, ctx.options = inputs
-        ctx.mark_non_differentiable(*without_gradient(output, ctx.options))
+        ctx.mark_non_differentiable(*without_gradient(output, ctx.options.neuron))
         ctx.save_for_backward(*tensors, output[-1])
         ctx.set_materialize_grads(False)
 
@@ -272,9 +402,9 @@ class _Lif(torch.autograd.Function):
     def backward(ctx, *cotangents):
         tensors, (*cotangents, _) = ctx.saved_tensors, cotangents
         if all(c is None for c in cotangents):
-            return (None,) * 8
+            return (None,) * 9
         wanted = wanted_of(ctx.needs_input_grad[:5], tensors, ctx.bits)
-        there = cotangents_there(cotangents, ctx.options)
+        there = cotangents_there(cotangents, ctx.options.neuron)
         # Through autograd only where it may be differentiated again: that costs more than a small kernel.
         backward = _LifBackward.apply if torch.is_grad_enabled() else _LifBackward.forward
         dx, dv0, di0, dparameters, dweights = backward(*tensors, *there, wanted, ctx.options)
@@ -284,9 +414,7 @@ class _Lif(torch.autograd.Function):
             di0 if wanted.i else None,
             dparameters.to(tensors[3].dtype) if wanted.parameters else None,
             dweights if wanted.weights else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -296,19 +424,20 @@ class _LifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, i, parameters, weights, saved, dout, dv, di, dmembrane, wanted, options):
-        return lif_bwd(x, v, i, parameters, weights, saved, dout, dv, di, dmembrane, None, *wanted, *options)
+    def forward(x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, wanted, options):
+        inputs = (x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, None)
+        return lif_bwd(*inputs, options.text, options.neuron.steps, *wanted)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.wanted, ctx.options = inputs
-        del tensors[5]  # saved potentials: the reference starts from v
+        del tensors[6]  # saved potentials: the reference starts from v
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, ddx, ddv0, ddi0, ddparameters, ddweights):
-        inputs, cotangents = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        inputs, shape, cotangents = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
         wanted, parameters = ctx.wanted, inputs[3]
         seconds = (
             ddx if wanted.x else None,
@@ -317,10 +446,12 @@ class _LifBackward(torch.autograd.Function):
             ddparameters.to(parameters.dtype) if wanted.parameters and ddparameters is not None else None,
             ddweights if wanted.weights else None,
         )
-        first, second = differentiate_twice(
-            lambda *inputs: reference.lif(*inputs, ctx.options), inputs, cotangents, seconds
-        )
-        return *first, None, *second, None, None
+        p = with_shape(ctx.options.neuron, shape)
+        first, second = differentiate_twice(lambda *inputs: reference.lif(*inputs, p), inputs, cotangents, seconds)
+        return *first, None, None, *second, None, None
+
+
+_EagerLif = eager(_Lif)
 
 
 def without_gradient(output: Sequence[Tensor], p: Neuron) -> list[Tensor]:
@@ -347,238 +478,371 @@ def wanted_of(needs: Sequence[bool], tensors: Sequence[Tensor | None], bits: int
 # ------------------------------------------------------------------------------------------------ the public function
 
 
+Number: TypeAlias = float | Tensor
+Readout: TypeAlias = Literal["mean"] | Tensor | Sequence[float] | None
+Fire: TypeAlias = Literal[">=", ">", "multi_spike"]
+FIRES = (">=", ">", "multi_spike")
+NAMES = dict(zip(PARAMETERS, PARAMETERS, strict=True)) | {"v_reset": "Hard(v_reset)"}
+RENAMED = {  # old keyword: what it is now
+    "rest": "bias=",
+    "v_reset": "reset=Hard(v_reset)",
+    "detach_reset": "reset=Hard(detach=True) or Soft(detach=True)",
+    "strict": 'fire=">"',
+    "several": 'fire="multi_spike"',
+    "synapse": "synaptic_decay=",
+}
+
+
+class Options(NamedTuple):
+    """What of a call is neither a tensor nor a symbol."""
+
+    neuron: Neuron
+    text: str  # of the neuron
+
+
 class Prepared(NamedTuple):
     """Validated arguments of one call, as the autograd functions take them."""
 
-    parameters: Tensor | None  # (2 or 6, C) in the state's type
+    parameters: Tensor | None  # (2 or 6, 1 or C or one per neuron) in the state's type
     bits: int  # which of its rows may have a gradient
     weights: Tensor | None  # (T), fp64
-    options: Neuron
+    shape: Tensor | None  # the surrogate's shape parameter, where it is a tensor
+    options: Options
 
 
 def prepare(
     x: Tensor,
     v: Tensor | None,
+    i: Tensor | None,
     steps: int | None,
     *,
     name: str = "x",
     learnt: Sequence[Tensor] = (),
-    decay: float | Tensor,
-    threshold: float | Tensor,
-    gain: float | Tensor = 1.0,
-    rest: float | Tensor = 0.0,
-    reset: str,
-    v_reset: float | Tensor,
-    synapse: float | Tensor | None = None,
-    i: Tensor | None = None,
-    v_min: float | None = None,
-    detach_reset: bool,
-    strict: bool,
-    several: bool = False,
+    decay: Number,
+    threshold: Number,
+    gain: Number = 1.0,
+    bias: Number = 0.0,
+    synaptic_decay: Number | None = None,
+    reset: Reset | None,
     surrogate: Surrogate,
-    readout: str | Tensor | Sequence[float] | None,
+    readout: Readout,
     record: str | None,
     dtype: torch.dtype | None,
+    fire: str,
+    v_min: float | None = None,
 ) -> Prepared:
     """Validates the arguments of `lif`, or of another op whose current is called `name` and depends on `learnt` too."""
     if steps is None:
         check.floating(name, x, 2, "(T, N, *)")
-        time, inner = check.steps(f"{name}'s time axis T", x.shape[0]), tuple(x.shape[1:])
+        time, inner = check.steps(f"{name}'s time axis T", x.shape[0]), x.shape[1:]
     else:
         check.floating(name, x, 1, "(N, *) when steps= is given")
-        time, inner = check.steps("steps", steps), tuple(x.shape)
+        time, inner = check.steps("steps", steps), x.shape
+    state = state_dtype(x.dtype)
     if v is not None:
-        check.like("v", v, inner, state_dtype(x.dtype), x.device)
+        check.like("v", v, inner, state, x.device)
     if i is not None:
-        if synapse is None:
-            raise ValueError("i: got a tensor, accepted is None where synapse is None: there is no synaptic current")
-        check.like("i", i, inner, state_dtype(x.dtype), x.device)
-    v_min = -math.inf if v_min is None else check.number("v_min", v_min, dtype=state_dtype(x.dtype))
+        if synaptic_decay is None:
+            raise ValueError("i: got a tensor, accepted is None where synaptic_decay is None: there is no such current")
+        check.like("i", i, inner, state, x.device)
+    weights = None
+    if readout is not None and not (isinstance(readout, str) and readout == "mean"):
+        weights, readout = _weights(readout, time, x.device), "weights"
+    v_reset = reset.v_reset if type(reset) is Hard else 0.0
+    numbers = (decay, gain, bias, threshold, v_reset, synaptic_decay)
+    tensors = {k: number for k, number in zip(PARAMETERS, numbers, strict=True) if isinstance(number, Tensor)}
+    if tensors:
+        for parameter, tensor in tensors.items():
+            check.parameter(NAMES[parameter], tensor, inner, x.device)
+        numbers = tuple(1.0 if isinstance(number, Tensor) else number for number in numbers)
+    if type(reset) is Hard:
+        reset = Hard(detach=reset.detach)  # its potential is among the numbers
+    shape = getattr(surrogate, "parameter", None)
+    if isinstance(shape, Tensor):
+        surrogate = with_parameter(surrogate, 1.0)
+    else:
+        shape = None
+    learns = dtype is torch.uint8 and learning(x, v, i, *tensors.values(), *learnt)
+    arguments = (x.dtype, time, steps is not None, *numbers, reset, surrogate, readout, record, dtype, fire, v_min)
+    if torch.compiler.is_compiling():
+        options = describe(*arguments, learns)
+    else:
+        try:
+            options = _described(*arguments, learns, repr((numbers, v_min)))  # 0.0 and -0.0, 1 and True are equal
+        except TypeError:  # what cannot be hashed is wrong, and told of here
+            options = describe(*arguments, learns)
+    parameters, bits = stack_parameters(tensors, options.neuron, inner, state) if tensors else (None, 0)
+    return Prepared(parameters, bits, weights, shape, options)
+
+
+def describe(
+    x_dtype: torch.dtype,
+    steps: int,
+    constant: bool,
+    decay: float,
+    gain: float,
+    bias: float,
+    threshold: float,
+    v_reset: float,
+    synaptic_decay: float | None,
+    reset: Reset | None,
+    surrogate: Surrogate,
+    readout: str | None,
+    record: str | None,
+    dtype: torch.dtype | None,
+    fire: str,
+    v_min: float | None,
+    learns: bool = False,
+) -> Options:
+    """Validates what of a call, or of a module, is no tensor. `learns`: whether a gradient is to flow."""
+    state = state_dtype(x_dtype)
     surrogate = check.surrogate(surrogate)
-    if reset not in RESETS:
-        raise ValueError(f"reset: got {reset!r}, accepted are {', '.join(RESETS)}")
+    if not isinstance(reset, Reset | None):
+        raise TypeError(f"reset: got {reset!r}, accepted are Hard(), Soft(), Delayed() of esvae_kernels and None")
     if record not in (None, "membrane"):
         raise ValueError(f"record: got {record!r}, accepted are None and 'membrane'")
-    rate = isinstance(readout, str) and readout == "rate"
-    weights = None if readout is None or rate else _weights(readout, time, x.device)
-    values = {"decay": decay, "gain": gain, "rest": rest, "threshold": threshold, "v_reset": v_reset}
-    values["synapse"] = 0.0 if synapse is None else synapse
-    channels = inner[1] if len(inner) > 1 else 1
-    state = state_dtype(x.dtype)
-    values = {k: check.parameter(k, value, channels, x.device, state) for k, value in values.items()}
-    parameters, bits = stack_parameters(values, state)
+    if fire not in FIRES:
+        raise ValueError(f"fire: got {fire!r}, accepted are {', '.join(map(repr, FIRES))}")
+    numbers = (decay, gain, bias, threshold, v_reset, 0.0 if synaptic_decay is None else synaptic_decay)
+    values = {k: check.number(NAMES[k], number, dtype=state) for k, number in zip(PARAMETERS, numbers, strict=True)}
+    several = fire == "multi_spike"
     if several:
-        _check_several(values["threshold"], reset, strict, detach_reset, surrogate)
-    zero_or_one = readout is None and not surrogate.smooth and not several
-    options = Neuron(
-        steps=time,
-        constant=steps is not None,
-        **{k: 0.0 if isinstance(value, Tensor) else value for k, value in values.items()},
-        synaptic=synapse is not None,
-        v_min=v_min,
-        reset=RESETS.index(reset),
-        strict=bool(strict),
-        several=bool(several),
-        detach_reset=bool(detach_reset),
+        _check_several(values["threshold"], reset, surrogate)
+    zero_or_one = readout is None and surrogate.spiking and not several
+    neuron = Neuron(
+        **values,
+        synaptic=synaptic_decay is not None,
+        v_min=-math.inf if v_min is None else check.number("v_min", v_min, "is a finite number", state),
+        reset=RESETS.index(name_of(reset)),
+        strict=fire == ">",
+        several=several,
+        detach_reset=reset is not None and reset.detach,
         surrogate=surrogate.id,
-        shape=surrogate.shape,
+        shape=surrogate.parameter,
         scale=float(surrogate.scale),
-        center=float(surrogate.center),
-        smooth=surrogate.smooth,
-        readout=READOUTS.index("weights" if weights is not None else readout),
+        shift=float(surrogate.shift),
+        smooth=not surrogate.spiking,
+        readout=READOUTS.index(readout),
         record=record is not None,
-        dtype=check.spikes_dtype(dtype, x, zero_or_one, v, i, *values.values(), *learnt),
+        constant=constant,
+        dtype=check.spikes_dtype(dtype, x_dtype, zero_or_one, learns),
+        steps=steps,
     )
-    return Prepared(parameters, bits, weights, options)
+    return Options(neuron, neuron.text())
 
 
-def _check_several(
-    threshold: float | Tensor, reset: str, strict: bool, detach_reset: bool, surrogate: Surrogate
-) -> None:
-    if not isinstance(threshold, Tensor) and threshold <= 0:
-        raise ValueError(f"threshold: got {threshold}, accepted with several is a number above 0")
-    if reset not in ("soft", "none", "hard"):
-        raise ValueError(f"reset: got {reset!r}, accepted with several are 'soft', 'none', 'hard'")
-    if reset == "hard" and not detach_reset:
-        raise ValueError("detach_reset: got False, accepted with several and the hard reset is True")
-    if strict:
-        raise ValueError("strict: got True, accepted with several is False: it fires at the threshold")
-    if surrogate.smooth:
-        raise ValueError("surrogate: got a smooth one, accepted with several is one that spikes")
+@lru_cache(maxsize=4096)
+def _described(*arguments: object) -> Options:
+    """`describe`, as most calls have the options of the call before; the last argument only tells equals apart."""
+    return describe(*arguments[:-1])  # type: ignore[arg-type]
+
+
+def _check_several(threshold: float, reset: Reset | None, surrogate: Surrogate) -> None:
+    if threshold <= 0:
+        raise ValueError(f"threshold: got {threshold}, accepted with fire='multi_spike' is a number above 0")
+    if isinstance(reset, Delayed) or (isinstance(reset, Hard) and not reset.detach):
+        got = "Hard(), whose spikes have a gradient" if isinstance(reset, Hard) else repr(reset)
+        raise ValueError(f"reset: got {got}, accepted with fire='multi_spike' are Soft(), Hard(detach=True) and None")
+    if not surrogate.spiking:
+        raise ValueError("surrogate: got one with spiking=False, accepted with fire='multi_spike' is one that spikes")
 
 
 def lif_apply(x: Tensor, v: Tensor | None, i: Tensor | None, a: Prepared) -> tuple[Tensor, ...]:
     """(spikes, v), i where there is a synapse, and m where it is recorded."""
-    arguments = (a.parameters, a.weights, a.bits, torch.is_grad_enabled(), a.options)
-    return what_is_there(_Lif.apply(x, v, i, *arguments), a.options)
+    p, tensors = a.options.neuron, (x, v, i, a.parameters, a.weights)
+    mode = autograd_of(*tensors)
+    if mode is Autograd.FORWARD:
+        outputs = reference.lif(*tensors, with_shape(p, a.shape))
+    elif mode is Autograd.NONE:
+        outputs = lif_fwd(*tensors, a.shape, a.options.text, p.steps, 0)
+    else:
+        rows = stored_rows(p.steps) if torch.is_grad_enabled() else 0
+        function = _EagerLif if mode is Autograd.EAGER else _Lif
+        outputs = function.apply(*tensors, a.shape, a.bits, rows, a.options)
+    return what_is_there(outputs, p)
 
 
 def what_is_there(outputs: Sequence[Tensor], p: Neuron) -> tuple[Tensor, ...]:
-    out, last, i, membrane, _ = outputs
+    out, last, i, membrane = outputs[:4]
     return (out, last, *([i] if p.synaptic else []), *([membrane] if p.record else []))
 
 
-def stack_parameters(values: dict[str, float | Tensor], dtype: torch.dtype) -> tuple[Tensor | None, int]:
-    """Those of the six parameters that are tensors as one (2 or 6, C), differentiably, and a bit for each of them."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    if not tensors:
-        return None, 0
+def stack_parameters(
+    tensors: dict[str, Tensor], p: Neuron, inner: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, int]:
+    """Those of the six parameters that are tensors as one (2 or 6, 1 or C or one per neuron), differentiably, and a bit
+    for each of them."""
     names = PARAMETERS[AFFINE] if tensors.keys() <= set(PARAMETERS[AFFINE]) else PARAMETERS
-    channels = next((tensor.numel() for tensor in tensors.values() if tensor.numel() != 1), 1)
+    numbers = dict(zip(PARAMETERS, p.numbers(), strict=True))
+    sizes = [tensor.numel() for tensor in tensors.values() if tensor.numel() != 1]
+    size = max(sizes) if sizes else 1
     like = next(iter(tensors.values()))
     rows = [
-        tensors[name].to(dtype).reshape(-1).expand(channels)
+        _columns(tensors[name].to(dtype), size, inner)
         if name in tensors
-        else torch.full((channels,), values[name], dtype=dtype, device=like.device)
+        else torch.full((size,), numbers[name], dtype=dtype, device=like.device)
         for name in names
     ]
     return torch.stack(rows), sum(1 << k for k, name in enumerate(names) if name in tensors)
 
 
+def _columns(value: Tensor, size: int, inner: Sequence[int]) -> Tensor:
+    """One element, one per channel, or one per neuron -> (size)."""
+    if value.dim() < 2 and value.numel() not in (1, size):  # per channel, where others are per neuron
+        value = value.view(-1, *(1,) * (len(inner) - 2)).expand(inner[1:])
+    return value.reshape(-1).expand(size)
+
+
 def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
     if isinstance(readout, str):
-        raise ValueError(f"readout: got {readout!r}, accepted are None, 'rate' or {steps} weights")
+        raise ValueError(f"readout: got {readout!r}, accepted are None, 'mean' or {steps} weights")
     try:
         weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"readout: got {type(readout).__name__}, accepted are None, 'rate' or {steps} weights"
+            f"readout: got {type(readout).__name__}, accepted are None, 'mean' or {steps} weights"
         ) from None
     if tuple(weights.shape) != (steps,):
         raise ValueError(f"readout: got weights of shape {tuple(weights.shape)}, accepted is ({steps},)")
     return weights.contiguous()
 
 
+# ------------------------------------------------------------------------------------------------ the public function
+
+
+class _Common(TypedDict, total=False):
+    """The keywords of `lif` that do not change what it returns."""
+
+    decay: Required[Number]
+    threshold: Required[Number]
+    gain: Number
+    bias: Number
+    reset: Reset | None
+    surrogate: Surrogate
+    readout: Readout
+    dtype: torch.dtype | None
+    steps: int | None
+    fire: Fire
+    v_min: float | None
+
+
+_Two: TypeAlias = tuple[Tensor, Tensor]
+_Three: TypeAlias = tuple[Tensor, Tensor, Tensor]
+_Four: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@overload
+def lif(x: Tensor, v: Tensor | None = ..., *, record: None = ..., **options: Unpack[_Common]) -> _Two: ...
+@overload
+def lif(x: Tensor, v: Tensor | None = ..., *, record: Literal["membrane"], **options: Unpack[_Common]) -> _Three: ...
+@overload
+def lif(
+    x: Tensor,
+    v: Tensor | None = ...,
+    i: Tensor | None = ...,
+    *,
+    synaptic_decay: Number,
+    record: None = ...,
+    **options: Unpack[_Common],
+) -> _Three: ...
+@overload
+def lif(
+    x: Tensor,
+    v: Tensor | None = ...,
+    i: Tensor | None = ...,
+    *,
+    synaptic_decay: Number,
+    record: Literal["membrane"],
+    **options: Unpack[_Common],
+) -> _Four: ...
 def lif(
     x: Tensor,
     v: Tensor | None = None,
-    *,
-    steps: int | None = None,
-    decay: float | Tensor,
-    threshold: float | Tensor,
-    gain: float | Tensor = 1.0,
-    rest: float | Tensor = 0.0,
-    reset: str = "hard",
-    v_reset: float | Tensor = 0.0,
-    synapse: float | Tensor | None = None,
     i: Tensor | None = None,
-    v_min: float | None = None,
-    detach_reset: bool = False,
-    strict: bool = False,
-    several: bool = False,
+    *,
+    decay: Number,
+    threshold: Number,
+    gain: Number = 1.0,
+    bias: Number = 0.0,
+    synaptic_decay: Number | None = None,
+    reset: Reset | None = Hard(),  # noqa: B008 - frozen
     surrogate: Surrogate = ATan(),  # noqa: B008 - frozen
-    readout: str | Tensor | Sequence[float] | None = None,
-    record: str | None = None,
+    readout: Readout = None,
+    record: Literal["membrane"] | None = None,
     dtype: torch.dtype | None = None,
+    steps: int | None = None,
+    fire: Fire = ">=",
+    v_min: float | None = None,
+    **renamed: object,
 ) -> tuple[Tensor, ...]:
     """Leaky integrate-and-fire neurons over all time steps in one kernel, forward and backward (paper, eq. 1-3).
 
     Equivalent to::
 
         for t in range(T):
-            m[t] = decay * v + (gain * x[t] + rest)
+            m[t] = decay * v + (gain * x[t] + bias)
             s[t] = (m[t] >= threshold)                     # with the surrogate's derivative
-            v = m[t] * (1 - s[t]) + v_reset * s[t]         # reset="hard"
-                                                           # "soft": v = m[t] - threshold * s[t]; "none": v = m[t]
+            v = m[t] * (1 - s[t]) + v_reset * s[t]         # reset=Hard(v_reset)
+                                                           # Soft(): v = m[t] - threshold * s[t]; None: v = m[t]
 
-    `reset="delayed"` subtracts the threshold one step later, undamped: m[t] = decay * v + (gain * x[t] + rest) -
-    threshold * (v >= threshold), v = m[t]; with `strict` and `detach_reset` that is snnTorch's subtraction. "at_once"
-    corrects it in the same step, v = m[t] - threshold * (s[t] - (v >= threshold)) with the v from before; with `strict`
-    that is snnTorch's with reset_delay=False.
-
-    With `synapse` a synaptic current is in front: c = i + x[t] takes the place of x[t], and i = synapse * c.
+    With `synaptic_decay` a synaptic current is in front: c = i + x[t] takes the place of x[t], and
+    i = synaptic_decay * c.
 
     Args:
         x: input current, (T, N, *), fp64, fp32, bf16 or fp16; contiguous and channels-last (of (T, N, C, H, W)) are
             read as they are, anything else is copied once. With `steps`, (N, *): a current constant in time.
         v: membrane potential before the first step, (N, *), fp64 for fp64 x, else fp32. Default: 0.
-        steps: T, for an x without time axis.
-        decay, gain, rest, threshold, v_reset, synapse: finite numbers, or tensors of 1 or C elements (C: axis 2 of x),
-            of any floating dtype, read on the device; all with gradients. Sums over a batch are the same for any number
-            of threads.
-        reset: "hard" (to `v_reset`), "soft" (subtract the threshold), "none", "delayed", "at_once" (see above).
-        synapse: what is left of the synaptic current after a step, 0 to 1. Default: no synaptic current.
-        i: with `synapse`, the synaptic current that is left from before the first step, (N, *), as v. Default: 0.
-        v_min: lifts v to it after each step where it is below, with no gradient there. Default: none.
-        detach_reset: no gradient through the spike in the reset.
-        strict: fire above the threshold only, not at it.
-        several: spikes are counts: s[t] = trunc(m[t] / threshold) where m[t] > 0 (Weidel and Sheik, 2021). With the
-            soft or no reset, or the hard one detached (v = v_reset where s[t] > 0), and a threshold above 0 (of a
-            tensor it is not checked).
+        i: with `synaptic_decay`, the synaptic current before the first step, (N, *), as v. Default: 0.
+        decay, threshold, gain, bias: finite numbers, or tensors of one element, of C (C: axis 2 of x), or of
+            x.shape[2:], one per neuron; of any floating dtype, read on the device; with gradients. Sums over a batch
+            are the same for any number of threads.
+        synaptic_decay: what is left of the synaptic current after a step, 0 to 1; a number or tensor, as those.
+            Default: no synaptic current.
+        reset: `Hard(v_reset, detach)`, `Soft(detach)` or None, of `esvae_kernels`; v_reset as those above. `detach`: no
+            gradient flows through the spike in the reset. Default: `Hard()`, to 0.
         surrogate: one of `esvae_kernels.surrogate`. Default: `ATan()`.
-        readout: None returns the spikes. "rate" returns their mean over time, T numbers (a tensor, which may have a
+        readout: None returns the spikes. "mean" returns their mean over time, T numbers (a tensor, which may have a
             gradient, or a sequence) the weighted sum over time; the spikes themselves are then never stored.
         record: "membrane" returns m as well, before the reset.
         dtype: the spikes' (or the readout's) dtype: fp64, fp32, bf16, fp16 (default: x's own), or for spikes that need
-            no gradient uint8 (not with `several`).
+            no gradient uint8.
+        steps: T, for an x without time axis.
+
+    For the neurons of other libraries:
+        reset: `Delayed()` subtracts the threshold one step later, undamped: m[t] = decay * v + (gain * x[t] + bias) -
+            threshold * (v >= threshold), v = m[t]; `Delayed(corrected=True)` corrects that in the same step,
+            v = m[t] - threshold * (s[t] - (v >= threshold)) with the v from before (snnTorch).
+        fire: ">=" at the threshold and above it, ">" above it alone (snnTorch), "multi_spike" with any number of spikes
+            a step, s[t] = trunc(m[t] / threshold) where m[t] > 0 (sinabs; Weidel and Sheik, 2021): with `Soft`, None or
+            `Hard(detach=True)`, and a threshold above 0 (of a tensor it is not checked).
+        v_min: lifts v to it after each step where it is below, with no gradient there (sinabs). Default: none.
 
     Returns:
-        (spikes, v), after them with `synapse` i, and last with `record` m: spikes (T, N, *), or with a readout (N, *),
-        in x's layout; the last membrane potential and synaptic current (N, *), so that a sequence can be cut anywhere
-        and go on; m (T, N, *). v, i and m are fp32 (fp64 for fp64 x).
+        (spikes, v), after them with `synaptic_decay` i, and last with `record` m: spikes (T, N, *), or with a readout
+        (N, *), in x's layout; the last membrane potential and synaptic current (N, *), so that a sequence can be cut
+        anywhere and go on; m (T, N, *). v, i and m are fp32 (fp64 for fp64 x).
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came and what is accepted.
     """
+    if renamed:
+        check.renamed("lif", renamed, RENAMED)
     a = prepare(
         x,
         v,
+        i,
         steps,
         decay=decay,
         threshold=threshold,
         gain=gain,
-        rest=rest,
+        bias=bias,
+        synaptic_decay=synaptic_decay,
         reset=reset,
-        v_reset=v_reset,
-        synapse=synapse,
-        i=i,
-        v_min=v_min,
-        detach_reset=detach_reset,
-        strict=strict,
-        several=several,
         surrogate=surrogate,
         readout=readout,
         record=record,
         dtype=dtype,
+        fire=fire,
+        v_min=v_min,
     )
     return lif_apply(x, v, i, a)

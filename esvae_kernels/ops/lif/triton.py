@@ -19,7 +19,7 @@ from triton.language.extra import libdevice
 
 from ... import tiles
 from ...surrogate.triton import slope, smooth
-from .reference import AFFINE, CHUNK, PARAMETERS, Neuron, Wanted, state_dtype
+from .reference import AFFINE, CHUNK, COUNTED, PARAMETERS, READOUTS, Neuron, Wanted, state_dtype
 
 _WARPS = 4
 _THREADS = 32 * _WARPS
@@ -31,7 +31,7 @@ _FEW_REGISTERS, _REGISTERS, _MANY_REGISTERS = 128, 168, 208
 _HARD, _SOFT, _DELAYED, _AT_ONCE = (tl.constexpr(k) for k in (0, 1, 3, 4))  # of reference.RESETS
 _RATE, _WEIGHTS = tl.constexpr(1), tl.constexpr(2)  # of reference.READOUTS
 _DECAY, _GAIN, _REST, _THRESHOLD, _V_RESET, _SYNAPSE = (tl.constexpr(1 << k) for k in range(6))  # bits of `WANTED`
-_CHUNK = tl.constexpr(CHUNK)
+_CHUNK, _COUNTED = tl.constexpr(CHUNK), tl.constexpr(COUNTED)
 
 
 # ------------------------------------------------------------------------------------------------------ one time step
@@ -46,6 +46,7 @@ class _Kind(NamedTuple):
     SURROGATE: int
     SMOOTH: bool
     READOUT: int
+    COUNTS_ON: bool  # a rate over more steps than a count in the state's type holds
     CONSTANT: bool
     SYNAPTIC: bool
     SEVERAL: bool
@@ -61,12 +62,12 @@ class _Cells(NamedTuple):
 
     decay: Any
     gain: Any
-    rest: Any
+    bias: Any
     threshold: Any
     v_reset: Any
-    synapse: Any
+    synaptic_decay: Any
     v_min: Any
-    center: Any
+    shift: Any
     shape: Any
     scale: Any
 
@@ -84,7 +85,7 @@ def _divided(a, b):
 def _fire(n, m, KIND: tl.constexpr):
     """The spike at membrane potential m, or the number of spikes."""
     if KIND.SMOOTH:
-        return smooth(m - (n.threshold + n.center), KIND.SURROGATE, n.shape, n.scale)
+        return smooth(m - (n.threshold + n.shift), KIND.SURROGATE, n.shape, n.scale)
     elif KIND.SEVERAL:
         return tl.where(m > 0, libdevice.trunc(_divided(m, n.threshold)), 0)
     elif KIND.STRICT:
@@ -95,7 +96,7 @@ def _fire(n, m, KIND: tl.constexpr):
 
 @triton.jit
 def _slope(n, m, KIND: tl.constexpr):
-    return slope(m - (n.threshold + n.center), KIND.SURROGATE, n.shape, n.scale)
+    return slope(m - (n.threshold + n.shift), KIND.SURROGATE, n.shape, n.scale)
 
 
 @triton.jit
@@ -108,7 +109,7 @@ def _filter(n, i, x, KIND: tl.constexpr):
     """c_t and i_t from i_{t-1}."""
     if KIND.SYNAPTIC:
         c = i + x
-        return c, n.synapse * c
+        return c, n.synaptic_decay * c
     else:
         return x, i
 
@@ -116,7 +117,7 @@ def _filter(n, i, x, KIND: tl.constexpr):
 @triton.jit
 def _membrane(n, v, c, KIND: tl.constexpr):
     """m_t from v_{t-1}."""
-    m = n.decay * v + (_amplify(n, c, KIND) + n.rest)
+    m = n.decay * v + (_amplify(n, c, KIND) + n.bias)
     if KIND.RESET == _DELAYED or KIND.RESET == _AT_ONCE:
         m = m - n.threshold * _fire(n, v, KIND)
     return m
@@ -224,11 +225,11 @@ def _state(tensor, here, R: tl.constexpr):
 
 @triton.jit
 def _cells(
-    parameters, channels, decay, gain, rest, threshold, v_reset, synapse, v_min, center, shape, scale, here,
+    parameters, channels, decay, gain, bias, threshold, v_reset, synaptic_decay, v_min, shift, shape, scale, here,
     R: tl.constexpr, CHANNELS: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The neurons of a tile. `parameters`: (KIND.ROWS, channels), those that come per channel."""
-    numbers, values = (decay, gain, rest, threshold, v_reset, synapse), ()
+    numbers, values = (decay, gain, bias, threshold, v_reset, synaptic_decay), ()
     for k in tl.static_range(6):
         value = tl.cast(numbers[k], R)
         if k >= KIND.FIRST and k < KIND.FIRST + KIND.ROWS:
@@ -236,7 +237,7 @@ def _cells(
             value = tiles.per_channel(row, value, here.row, here.column, channels, CHANNELS)
         values += (value,)
     return _Cells(
-        values[0], values[1], values[2], values[3], values[4], values[5], tl.cast(v_min, R), tl.cast(center, R), shape,
+        values[0], values[1], values[2], values[3], values[4], values[5], tl.cast(v_min, R), tl.cast(shift, R), shape,
         scale,
     )  # fmt: skip
 
@@ -248,20 +249,24 @@ def _cells(
 def _lif_forward(
     x, v0, i0, parameters, weights, out, v_last, i_last, membrane, saved,
     rows: tl.int64, columns: tl.int64, channels: tl.int64, steps: tl.int64, stored: tl.int64,
-    decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
-    synapse: tl.float64, v_min: tl.float64, center: tl.float64, shape: tl.float64, scale: tl.float64,
+    decay: tl.float64, gain: tl.float64, bias: tl.float64, threshold: tl.float64, v_reset: tl.float64,
+    synaptic_decay: tl.float64, v_min: tl.float64, shift: tl.float64, shape: tl.float64, scale: tl.float64,
     CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
     KIND: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = v_last.dtype.element_ty
     here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
     n = _cells(
-        parameters, channels, decay, gain, rest, threshold, v_reset, synapse, v_min, center, shape, scale, here, R,
-        CHANNELS, KIND,
+        parameters, channels, decay, gain, bias, threshold, v_reset, synaptic_decay, v_min, shift, shape, scale, here,
+        R, CHANNELS, KIND,
     )  # fmt: skip
     v, i, total = _state(v0, here, R), _state(i0, here, R), tl.zeros(here.at.shape, R)
+    counted = tl.zeros(here.at.shape, tl.float64) if KIND.COUNTS_ON else total
     for first in range(0, steps, GROUP):
         chunk = first // _CHUNK
+        if KIND.COUNTS_ON:  # noqa: SIM102 - known when compiling
+            if first == first // _COUNTED * _COUNTED:
+                counted, total = counted + total, tl.zeros_like(total)
         if (first == chunk * _CHUNK) & (chunk > 0) & (chunk <= stored):
             _store(saved, chunk - 1, here, v)
             if KIND.SYNAPTIC:
@@ -283,7 +288,9 @@ def _lif_forward(
                 else:
                     _store(out, t, here, s)
     if KIND.READOUT:
-        if KIND.READOUT == _RATE:
+        if KIND.COUNTS_ON:
+            total = ((counted + total) / steps.to(tl.float64)).to(R)
+        elif KIND.READOUT == _RATE:
             total = _divided(total, steps.to(R))
         _store(out, 0, here, total)
     _store(v_last, 0, here, v)
@@ -334,21 +341,21 @@ class _Adjoints(NamedTuple):
     and sums over time. What is not asked for stays zero, and costs nothing.
 
     Behind a synapse the gradient of the gain, the sum of dm_t c_t, is summed over x, so that no c need be known: c_t is
-    the sum of synapse^(t-k) x_k over k <= t, so x_k counts dm_k and synapse times what x_{k+1} counts. The gradient of
-    the synapse, the sum of dL/di_t c_t, likewise."""
+    the sum of synaptic_decay^(t-k) x_k over k <= t, so x_k counts dm_k and synaptic_decay times what x_{k+1} counts.
+    The gradient of synaptic_decay, the sum of dL/di_t c_t, likewise."""
 
     dv: Any
     di: Any
     later: Any
     of_gain: Any  # what x counts in the gradient of the gain
-    of_synapse: Any  # and in that of the synapse
+    of_synapse: Any  # and in that of synaptic_decay
     dx: Any  # of a constant input
     decay: Any
     gain: Any
-    rest: Any
+    bias: Any
     threshold: Any
     v_reset: Any
-    synapse: Any
+    synaptic_decay: Any
 
 
 @triton.jit
@@ -363,8 +370,8 @@ def _step_back(n, a, m, v, x, ds, recorded, KIND: tl.constexpr):
     dm = _membrane_adjoint(n, s, in_all, slope, dv, KIND)
     if recorded is not None:
         dm += recorded.to(dm.dtype)
-    later, dx, decay, gain, rest, threshold, v_reset = a.later, a.dx, a.decay, a.gain, a.rest, a.threshold, a.v_reset
-    di, of_gain, of_synapse, synapse = a.di, a.of_gain, a.of_synapse, a.synapse
+    later, dx, decay, gain, bias, threshold, v_reset = a.later, a.dx, a.decay, a.gain, a.bias, a.threshold, a.v_reset
+    di, of_gain, of_synapse, synaptic_decay = a.di, a.of_gain, a.of_synapse, a.synaptic_decay
     if _THRESHOLD & KIND.WANTED:
         threshold -= in_all * slope
         if KIND.RESET == _SOFT:
@@ -379,16 +386,16 @@ def _step_back(n, a, m, v, x, ds, recorded, KIND: tl.constexpr):
     if _DECAY & KIND.WANTED:
         decay += dm * v
     if _GAIN & KIND.WANTED:
-        of_gain = dm + n.synapse * of_gain if KIND.SYNAPTIC else dm
+        of_gain = dm + n.synaptic_decay * of_gain if KIND.SYNAPTIC else dm
         gain += of_gain * x
     if _REST & KIND.WANTED:
-        rest += dm
+        bias += dm
     if _SYNAPSE & KIND.WANTED and KIND.SYNAPTIC:
-        of_synapse = di + n.synapse * of_synapse
-        synapse += of_synapse * x
+        of_synapse = di + n.synaptic_decay * of_synapse
+        synaptic_decay += of_synapse * x
     dc = _amplify(n, dm, KIND)
     if KIND.SYNAPTIC:
-        dc += n.synapse * di
+        dc += n.synaptic_decay * di
         di = dc
     if KIND.CONSTANT:
         dx += dc
@@ -399,7 +406,7 @@ def _step_back(n, a, m, v, x, ds, recorded, KIND: tl.constexpr):
             through = later * _slope(n, v, KIND)
             dv, later, threshold = dv + through, a.later, threshold - through
     return s, dc, _Adjoints(
-        dv, di, later, of_gain, of_synapse, dx, decay, gain, rest, threshold, v_reset, synapse
+        dv, di, later, of_gain, of_synapse, dx, decay, gain, bias, threshold, v_reset, synaptic_decay
     )  # fmt: skip
 
 
@@ -445,16 +452,16 @@ def _lif_backward(
     x, v0, i0, parameters, weights, saved, dout, dv_last, di_last, dmembrane, center_of_x, dx, dv0, di0, dparameters,
     dweights,
     rows: tl.int64, columns: tl.int64, channels: tl.int64, steps: tl.int64,
-    decay: tl.float64, gain: tl.float64, rest: tl.float64, threshold: tl.float64, v_reset: tl.float64,
-    synapse: tl.float64, v_min: tl.float64, center: tl.float64, shape: tl.float64, scale: tl.float64,
+    decay: tl.float64, gain: tl.float64, bias: tl.float64, threshold: tl.float64, v_reset: tl.float64,
+    synaptic_decay: tl.float64, v_min: tl.float64, shift: tl.float64, shape: tl.float64, scale: tl.float64,
     CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
     KIND: tl.constexpr, SPAN: tl.constexpr, AHEAD: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     R: tl.constexpr = saved.dtype.element_ty
     here = _place(rows, columns, steps, ALIGNED, TILE_ROWS, TILE_COLUMNS)
     n = _cells(
-        parameters, channels, decay, gain, rest, threshold, v_reset, synapse, v_min, center, shape, scale, here, R,
-        CHANNELS, KIND,
+        parameters, channels, decay, gain, bias, threshold, v_reset, synaptic_decay, v_min, shift, shape, scale, here,
+        R, CHANNELS, KIND,
     )  # fmt: skip
     zero = tl.zeros(here.at.shape, R)
     x_center = zero
@@ -487,13 +494,13 @@ def _lif_backward(
                     n, a, membranes[g * BACK : g * BACK + BACK], befores[g * BACK : g * BACK + BACK], before, x,
                     x_center, weights, dout, dmembrane, dx, dweights, first + g * BACK, here, KIND, BACK,
                 )  # fmt: skip
-    dv, gain, threshold, synapse = a.dv, a.gain, a.threshold, a.synapse
+    dv, gain, threshold, synaptic_decay = a.dv, a.gain, a.threshold, a.synaptic_decay
     if KIND.RESET == _DELAYED and not (KIND.DETACH or KIND.FLOOR):  # the first step's earlier spike is that at v0
         through = a.later * _slope(n, _state(v0, here, R), KIND)
         dv, threshold = dv + through, threshold - through
     if i0 is not None:
         i_first = _state(i0, here, R)
-        gain, synapse = gain + a.of_gain * i_first, synapse + a.of_synapse * i_first
+        gain, synaptic_decay = gain + a.of_gain * i_first, synaptic_decay + a.of_synapse * i_first
     if KIND.CONSTANT and dx is not None:
         _store(dx, 0, here, a.dx)
     if dv0 is not None:
@@ -501,7 +508,7 @@ def _lif_backward(
     if di0 is not None:
         _store(di0, 0, here, a.di)
     if dparameters is not None:
-        sums = (a.decay, gain, a.rest, threshold, a.v_reset, synapse)
+        sums = (a.decay, gain, a.bias, threshold, a.v_reset, synaptic_decay)
         for k in tl.static_range(6):
             if k >= KIND.FIRST and k < KIND.FIRST + KIND.ROWS:
                 tiles.store_sums(
@@ -528,7 +535,8 @@ def _common(
     size, channels, inner = x.numel() if p.constant else x.numel() // p.steps, 0, 1
     if parameters is not None:
         channels = parameters.shape[1]
-        inner = size if channels == 1 else 1 if channels_last else math.prod(x.shape[2 if p.constant else 3 :])
+        per_sample = math.prod(x.shape[1 if p.constant else 2 :])
+        inner = size if channels == 1 else 1 if channels_last else max(per_sample // channels, 1)
     rows = 0 if parameters is None else len(parameters)
     first = AFFINE.start if rows == 2 else 0
     kind = _Kind(
@@ -538,6 +546,7 @@ def _common(
         SURROGATE=p.surrogate,
         SMOOTH=p.smooth,
         READOUT=p.readout,
+        COUNTS_ON=READOUTS[p.readout] == "rate" and p.steps > COUNTED,
         CONSTANT=p.constant,
         SYNAPTIC=p.synaptic,
         SEVERAL=p.several,
@@ -552,7 +561,7 @@ def _common(
         per_thread = min(per_thread, 16 // state_dtype(x.dtype).itemsize)
         layout = tiles.tiles(size, channels, inner, _THREADS * per_thread)
     numbers = dict(zip(PARAMETERS, p.numbers(), strict=True))
-    numbers |= {"v_min": p.v_min, "center": p.center, "shape": p.shape, "scale": p.scale, "steps": p.steps}
+    numbers |= {"v_min": p.v_min, "shift": p.shift, "shape": p.shape, "scale": p.scale, "steps": p.steps}
     tensors = {"x": x, "v0": v, "i0": i, "parameters": parameters, "weights": weights}
     return layout, tensors | layout._asdict() | numbers | {"KIND": kind, "GROUP": _GROUP}
 
@@ -563,6 +572,7 @@ def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
 
 
 def lif(
+    backend: str,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
@@ -584,12 +594,13 @@ def lif(
         "i_last": outputs["i"] if p.synaptic else None,
         "membrane": membrane,
         "saved": saved,
-        "stored": len(saved) // (2 if p.synaptic else 1),
+        "stored": (p.steps - 1) // CHUNK if len(saved) else 0,
     }
     tiles.launch(_lif_forward, layout.grid, num_warps=_WARPS, **arguments)
 
 
 def lif_backward(
+    backend: str,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,

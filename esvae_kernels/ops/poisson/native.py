@@ -6,17 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ... import backends, native
+from ... import native
 from ...surrogate import Surrogate
 
 
-def _arguments(
+def _values(
     rate: Tensor, ids: Tensor, seed: Tensor, stream: int, spikes: Tensor, surrogate: Surrogate
 ) -> dict[str, Any]:
     return {
-        "backend": backends.pick(rate.device),
-        "tensor": rate,
-        "work": spikes.numel(),
         "dtype": native.DTYPES[rate.dtype],
         "spikes_dtype": native.OUT_DTYPES[spikes.dtype],
         "rate": rate.data_ptr(),
@@ -27,20 +24,30 @@ def _arguments(
         "seed": seed.data_ptr(),  # read where the kernel runs: a captured graph draws new noise
         "noise_stream": stream,
         "surrogate": surrogate.id,
-        "shape": surrogate.shape,
+        "shape": float(surrogate.parameter),
         "scale": float(surrogate.scale),
-        "center": float(surrogate.center),
-        "smooth": surrogate.smooth,
+        "shift": float(surrogate.shift),
+        "smooth": not surrogate.spiking,
     }
 
 
-def poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate) -> None:
-    arguments = _arguments(rate, ids, seed, stream, out, surrogate)
-    native.call("poisson_forward", **arguments, dspikes=0, out=out.data_ptr())
+def poisson(
+    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate
+) -> None:
+    values = _values(rate, ids, seed, stream, out, surrogate) | {"out": out.data_ptr()}
+    native.call("poisson_forward", backend, rate, out.numel(), values)
 
 
 def poisson_backward(
-    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    backend: str,
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    stream: int,
+    dspikes: Tensor,
+    drate: Tensor,
+    surrogate: Surrogate,
 ) -> None:
-    arguments = _arguments(rate, ids, seed, stream, dspikes, surrogate)
-    native.call("poisson_backward", **arguments, dspikes=dspikes.data_ptr(), out=drate.data_ptr())
+    values = _values(rate, ids, seed, stream, dspikes, surrogate)
+    values |= {"dspikes": dspikes.data_ptr(), "out": drate.data_ptr()}
+    native.call("poisson_backward", backend, rate, dspikes.numel(), values)

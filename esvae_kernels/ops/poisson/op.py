@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ... import backends, check
-from ...library import one_by_one, register
+from ...library import learning, one_by_one, register
 from ...surrogate import Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import reference
 
-_OPTIONS = "int surrogate, float shape, float scale, float center, bool smooth"
+_OPTIONS = "int surrogate, float shape, float scale, float shift, bool spiking"
 
 
 def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
@@ -25,10 +25,10 @@ def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, d
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return out
-    room = backends.room(__package__, rate.device)
+    backend, room = backends.room(__package__, rate.device)
     if room is None:
         return out.copy_(reference.poisson(rate, ids, seed, steps, surrogate, dtype, stream))
-    room.poisson(rate.contiguous(), ids.contiguous(), seed, stream, out, surrogate)
+    room.poisson(backend, rate.contiguous(), ids.contiguous(), seed, stream, out, surrogate)
     return out
 
 
@@ -41,10 +41,11 @@ def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspi
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return drate
-    room = backends.room(__package__, rate.device)
+    backend, room = backends.room(__package__, rate.device)
     if room is None:
         return drate.copy_(reference.poisson_backward(rate, ids, seed, dspikes, surrogate, stream))
-    room.poisson_backward(rate.contiguous(), ids.contiguous(), seed, stream, dspikes.contiguous(), drate, surrogate)
+    rate, ids, dspikes = rate.contiguous(), ids.contiguous(), dspikes.contiguous()
+    room.poisson_backward(backend, rate, ids, seed, stream, dspikes, drate, surrogate)
     return drate
 
 
@@ -176,7 +177,7 @@ def poisson(
     steps = check.steps("steps", steps)
     surrogate = check.surrogate(surrogate)
     stream = check_stream(stream)
-    dtype = check.spikes_dtype(dtype, rate, not surrogate.smooth)
+    dtype = check.spikes_dtype(dtype, rate.dtype, surrogate.spiking, learning(rate))
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, accepted is one of them")
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -187,7 +188,8 @@ def poisson(
         sample_ids = torch.arange(rate.shape[0], device=rate.device)
     else:
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
-    options = (surrogate.id, surrogate.shape, float(surrogate.scale), float(surrogate.center), surrogate.smooth)
+    numbers = (float(surrogate.parameter), float(surrogate.scale), float(surrogate.shift))
+    options = (surrogate.id, *numbers, surrogate.spiking)
     seed = seed_tensor(seed, generator, rate.device)
     return _Poisson.apply(rate, sample_ids, seed, stream, steps, dtype, options)
 

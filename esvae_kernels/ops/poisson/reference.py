@@ -89,7 +89,7 @@ def poisson(
     """rate (N, *) -> spikes (T, N, *) in `dtype` (default: rate's), compared in fp32 (fp64 for fp64 rates)."""
     r = rate.to(state_dtype(rate.dtype))
     u = uniforms(ids, math.prod(rate.shape[1:]), steps, seed, r.dtype, stream).view(steps, *rate.shape)
-    return spike(r - u - surrogate.center, u < r, surrogate).to(dtype or rate.dtype)
+    return spike(r - u - surrogate.shift, u < r, surrogate).to(dtype or rate.dtype)
 
 
 def poisson_backward(
@@ -98,4 +98,4 @@ def poisson_backward(
     """The gradient of the rates, in their dtype, from that of the spikes."""
     r = rate.to(state_dtype(rate.dtype))
     u = uniforms(ids, math.prod(rate.shape[1:]), len(dspikes), seed, r.dtype, stream).view(dspikes.shape)
-    return (dspikes.to(r.dtype) * surrogate.derivative(r - u - surrogate.center)).sum(0).to(rate.dtype)
+    return (dspikes.to(r.dtype) * surrogate.derivative(r - u - surrogate.shift)).sum(0).to(rate.dtype)

@@ -78,7 +78,7 @@ def _load(rate, ids, at, mask, row, rows, column):
 @tiles.jit
 def _poisson_forward(
     rate, ids, seed, stream: tl.int64, out, rows: tl.int64, columns: tl.int64, steps: tl.int64, share: tl.int64,
-    shape: tl.float64, scale: tl.float64, center: tl.float64,
+    shape: tl.float64, scale: tl.float64, shift: tl.float64,
     ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
     SURROGATE: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
@@ -97,7 +97,7 @@ def _poisson_forward(
             t = group * _LANES + lane
             if SMOOTH:
                 u = _uniform(words[lane], r.dtype)
-                s = smooth(r - u - tl.cast(center, r.dtype), SURROGATE, shape, scale).to(S)
+                s = smooth(r - u - tl.cast(shift, r.dtype), SURROGATE, shape, scale).to(S)
             else:
                 s = tl.where(words[lane] <= limit, spike, 0)
             tl.store(out + t * rows * columns + at, s, mask=mask & (t < steps))
@@ -106,7 +106,7 @@ def _poisson_forward(
 @tiles.jit
 def _poisson_backward(
     rate, ids, seed, stream: tl.int64, dspikes, drate, rows: tl.int64, columns: tl.int64, steps: tl.int64,
-    shape: tl.float64, scale: tl.float64, center: tl.float64,
+    shape: tl.float64, scale: tl.float64, shift: tl.float64,
     ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, SURROGATE: tl.constexpr,
 ):  # fmt: skip
     """One tile of neurons. Where the slope is the same everywhere, the compiler drops the draws."""
@@ -123,7 +123,7 @@ def _poisson_backward(
         words = _philox(key, element, tl.cast(group, tl.uint32), low, high)
         for lane in tl.static_range(_LANES):
             u = _uniform(words[lane], r.dtype)
-            total += ds[lane] * slope(r - u - tl.cast(center, r.dtype), SURROGATE, shape, scale)
+            total += ds[lane] * slope(r - u - tl.cast(shift, r.dtype), SURROGATE, shape, scale)
     tl.store(drate + at, total.to(drate.dtype.element_ty), mask=mask)
 
 
@@ -149,9 +149,9 @@ def _arguments(
         "rows": geometry.rows,
         "columns": geometry.columns,
         "steps": len(spikes),
-        "shape": surrogate.shape,
+        "shape": float(surrogate.parameter),
         "scale": float(surrogate.scale),
-        "center": float(surrogate.center),
+        "shift": float(surrogate.shift),
         "ALIGNED": geometry.ALIGNED,
         "TILE_ROWS": geometry.TILE_ROWS,
         "TILE_COLUMNS": geometry.TILE_COLUMNS,
@@ -159,18 +159,27 @@ def _arguments(
     }
 
 
-def poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate) -> None:
+def poisson(
+    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate
+) -> None:
     """Spikes (T, N, *) into `out`, of `rate` (N, *), which is not empty."""
     geometry = _tiles(rate, _PER_THREAD)
     groups, programs = triton.cdiv(len(out), _LANES.value), geometry.grid[0]
     shares = triton.cdiv(groups, max(_SHARE, triton.cdiv(groups * programs, _PROGRAMS)))
     arguments = _arguments(geometry, rate, ids, seed, stream, out, surrogate)
-    arguments |= {"out": out, "share": triton.cdiv(groups, shares), "SMOOTH": surrogate.smooth}
+    arguments |= {"out": out, "share": triton.cdiv(groups, shares), "SMOOTH": not surrogate.spiking}
     tiles.launch(_poisson_forward, (programs, shares), num_warps=_WARPS, **arguments)
 
 
 def poisson_backward(
-    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    backend: str,
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    stream: int,
+    dspikes: Tensor,
+    drate: Tensor,
+    surrogate: Surrogate,
 ) -> None:
     """The gradient of `rate` into `drate`, from that of the spikes (T, N, *)."""
     geometry = _tiles(rate, min(16 // dspikes.element_size(), 32 // rate.element_size()))
