@@ -14,8 +14,12 @@ from .surrogate.reference import forward_mode
 LIBRARY = torch.library.Library("esvae_kernels", "DEF")
 
 
+_PLAIN = {torch.nn.Parameter, type(None), str, int, float, bool, torch.dtype}
+
+
 def register(schema: str, run: Callable, fake: Callable, vmap: Callable | None = None) -> Callable:
-    """Defines `esvae_kernels::<schema>` for every device, and returns the op. Without a `vmap` rule, it loops."""
+    """Defines `esvae_kernels::<schema>` for every device, and returns what calls the op, or where nobody would notice
+    `run` itself: the way through torch's dispatcher takes 5 to 10 us. Without a `vmap` rule, it loops."""
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -23,7 +27,30 @@ def register(schema: str, run: Callable, fake: Callable, vmap: Callable | None =
     op = getattr(getattr(torch.ops, LIBRARY.ns), name).default
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     torch.library.register_vmap(qualified, vmap or (lambda *call: one_by_one(op, *call)), lib=LIBRARY)
-    return op
+
+    def call(*arguments):  # type: ignore[no-untyped-def]
+        return op(*arguments) if torch.compiler.is_compiling() or _noticed(arguments) else run(*arguments)
+
+    return call
+
+
+def _noticed(arguments: Sequence[object]) -> bool:
+    """Whether a mode, a transform, a trace, a profiler, or a tensor that is no plain one waits for the op."""
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return True
+    for argument in arguments:
+        kind = type(argument)
+        if kind is Tensor:
+            if argument.is_neg() or argument.is_meta:  # type: ignore[attr-defined]
+                return True
+        elif kind not in _PLAIN:
+            return True
+    return False
 
 
 def require(condition: object, message: Callable[[], str]) -> None:

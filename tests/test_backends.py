@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +42,7 @@ CALLS = {"lif": (call_lif, lif_native, lif_reference), "poisson": (call_poisson,
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ESVAE_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)  # read anew at each call
 
 
 def test_the_compiled_backend_is_there() -> None:
@@ -312,3 +315,12 @@ def test_tune_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tune_allocator() is False
     monkeypatch.undo()
     assert isinstance(tune_allocator(), bool)
+
+
+def test_triton_is_not_offered_under_its_interpreter() -> None:
+    """It lacks functions that the kernels call: `lif` raised from within Triton."""
+    pytest.importorskip("triton", reason="Triton is missing")
+    code = "import esvae_kernels; print(esvae_kernels.available_backends(), esvae_kernels.backends.why_not()['triton'])"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("['reference', 'cpu'] TRITON_INTERPRET is set")

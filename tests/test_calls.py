@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.utils._python_dispatch
 from kernel_helpers import BACKENDS, assert_near, assert_same_bits, channels_last, cpu_only, neuron, randn, raw, uniform
 from torch import Tensor
 
@@ -346,3 +347,43 @@ def test_a_kept_choice_of_reset() -> None:
     ):
         with pytest.raises(ValueError, match=rf"^Hard\({name}\): got "):
             call()
+
+
+# ------------------------------------------------------------------------------------------------- who waits for an op
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """Which ops are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Wrapped(Tensor):
+    """A tensor whose calls go through `__torch_function__` alone."""
+
+
+def test_modes_profilers_and_subclasses_see_the_ops() -> None:
+    """Where nobody looks on, a call goes past torch's dispatcher."""
+    x = randn(4, 3, 2)
+    with Seen() as seen:
+        lif(x, **NEURON)
+        poisson(uniform(3, 2), 4, seed=1)
+    assert {"esvae_kernels.lif_fwd.default", "esvae_kernels.poisson_fwd.default"} <= set(seen.names)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        spikes, _ = lif(x.requires_grad_(), **NEURON)
+        spikes.sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {"esvae_kernels::lif_fwd", "esvae_kernels::lif_bwd"} <= names
+    x = x.detach()
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        assert lif(fake, **NEURON)[0].shape == x.shape
+    assert lif(fake, **NEURON)[0].shape == x.shape  # outside of its mode
+    wrapped = x.as_subclass(Wrapped)
+    assert_same_bits(lif(wrapped, **NEURON)[0].as_subclass(Tensor), lif(x, **NEURON)[0])

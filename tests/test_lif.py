@@ -221,14 +221,14 @@ def test_a_rate_is_never_above_one(backend: str, dtype: torch.dtype) -> None:
 def test_a_rate_over_17_million_steps(kernel: str, dtype: torch.dtype) -> None:
     """fp32 counts to 2^24. With x = 3 a neuron fires at each step, with x = 1 at every second one."""
     x = torch.tensor([3.0, 1.0], dtype=dtype)
-    rate, _ = lif(x, steps=(1 << 24) + (1 << 20), decay=0.5, threshold=1.2, readout="rate", dtype=torch.float64)
+    rate, _ = lif(x, steps=(1 << 24) + (1 << 20), decay=0.5, threshold=1.2, readout="mean", dtype=torch.float64)
     assert rate.tolist() == [1, 0.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 def test_a_count_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The specification's, in parts of 8 steps: where a count is exact it is the same."""
-    x, options = randn(23, 50, dtype=dtype), OPTIONS | {"readout": "rate"}
+    x, options = randn(23, 50, dtype=dtype), OPTIONS | {"readout": "mean"}
     with use_backend("reference"):
         whole = lif(x, **options)
         monkeypatch.setattr(reference, "COUNTED", 8)

@@ -88,6 +88,11 @@ NEURONS: dict[str, dict[str, object]] = {
         "synaptic_decay": torch.tensor([0.1, 0.3, 0.2]),
         "v_reset": torch.tensor([0.1, 0.0, -0.3]),
     },
+    "per neuron": {
+        "decay": torch.tensor([[0.1, 0.5], [0.9, 0.8], [0.7, 0.3]]),
+        "threshold": torch.tensor([0.2, 0.4, 0.5]),
+        "v_reset": torch.tensor([[0.1, 0.0], [0.0, -0.3], [0.2, 0.2]]),
+    },
     "training": {"decay": 0.9, "threshold": 0.4, "detach_reset": True, "surrogate": Sigmoid(3.0, shift=0.1, scale=2)},
 }
 
@@ -604,10 +609,6 @@ BAD: dict[str, tuple[Callable[[], nir.NIRGraph], str]] = {
         "node 'n0' (CubaLIF): its gain at a step of 0.0001 is not finite",
     ),
     "shape": (lambda: changed(n1=lif((5,))), "node 'n1' (LIF): its tau has shape (5,), accepted is that of its input"),
-    "per neuron": (
-        lambda: graph_of(lif((2, 2), r=np.arange(4.0).reshape(2, 2)), shape=(2, 2)),
-        "node 'n0' (LIF): its gain differs within a channel",
-    ),
     "strings": (lambda: changed(n0=lif(r=np.array(["a"] * 4))), "node 'n0' (LIF): its r is ndarray"),
     "linear": (lambda: changed(n1=nir.Linear(np.ones((4, 5)))), "node 'n1' (Linear): "),
     "linear of blocks": (lambda: changed(n1=nir.Linear(np.ones((2, 4, 4)))), "node 'n1' (Linear): its weight has shap"),

@@ -63,7 +63,9 @@ def _per_channel(value: float | Tensor, shape: Shape) -> Value:
     if not isinstance(value, Tensor):
         return value
     array = value.detach().double().cpu().numpy()
-    return array.reshape(()) if array.size == 1 else array.reshape(-1, *(1,) * (len(shape) - 1))
+    if array.size == 1 or array.ndim > 1:  # one per neuron
+        return array.reshape(()) if array.size == 1 else array
+    return array.reshape(-1, *(1,) * (len(shape) - 1))
 
 
 def _options(layer: ours._Neuron, shape: Shape) -> dict[str, object]:

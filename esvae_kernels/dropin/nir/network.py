@@ -88,8 +88,8 @@ def from_nir(
     """A module that runs the graph over whole sequences, x (T, N, *) -> (T, N, *): `esvae_kernels.nn` and torch layers.
 
     Neurons take Euler steps of `dt`: decay = 1 - dt/tau and so on; they start at 0, of which NIR says nothing. Their
-    parameters are one value, or one per channel (the first axis). Of what `to_nir` has written, resets, thresholds,
-    starts, readouts (a readout's output has no time axis) and exact values come back from the metadata.
+    parameters are one value, one per channel (the first axis), or one per neuron. Of what `to_nir` has written, resets,
+    thresholds, starts, readouts (a readout's output has no time axis) and exact values come back from the metadata.
 
     Args:
         graph: without cycles and subgraphs, with one Input and one Output.
@@ -239,11 +239,10 @@ def _stateless(node: nir.NIRNode, shape: Shape, dtype: torch.dtype) -> tuple[nn.
 def _neurons(node: nir.NIRNode, shape: Shape, dt: float, surrogate: Surrogate, dtype: torch.dtype) -> nn.Module:
     neuron = from_node(node, shape, dt)
     options: dict[str, Any] = {
-        NAMES.get(name, name): reduce(name, value, shape, dtype)
+        NAMES.get(name, name): reduce(value, shape, dtype)
         for name in NUMBERS
         if (value := getattr(neuron, name)) is not None
     }
-    channels = max((value.numel() for value in options.values() if isinstance(value, Tensor)), default=1)
     v_reset = options.pop("v_reset")
     if neuron.spikes:
         layer: nn.Module = LIF(
@@ -257,7 +256,7 @@ def _neurons(node: nir.NIRNode, shape: Shape, dt: float, surrogate: Surrogate, d
     else:
         layer = LI(**{k: v for k, v in options.items() if k != "threshold"}, readout=neuron.readout)
     steps = len(neuron.readout) if isinstance(neuron.readout, tuple) else 1
-    layer(torch.zeros(steps, 1, channels, dtype=dtype))  # the kernels refuse what does not go together
+    layer(torch.zeros(steps, 1, *shape, dtype=dtype))  # the kernels refuse what does not go together
     return layer if neuron.start == 0 else Started(layer, neuron.start)
 
 

@@ -258,12 +258,11 @@ def folded(neuron: Neuron) -> tuple[np.ndarray, np.ndarray, Neuron]:
     return neuron.gain / unit, neuron.rest / unit, replace(neuron, gain=unit, rest=0.0)
 
 
-def reduce(name: str, value: Value, shape: Sequence[int], dtype: torch.dtype) -> float | torch.Tensor:
-    """A number, or one per channel (the first axis of `shape`): what the kernels take."""
+def reduce(value: Value, shape: Sequence[int], dtype: torch.dtype) -> float | torch.Tensor:
+    """A number, one per channel (the first axis of `shape`), or one per neuron: what the kernels take."""
     array = np.asarray(value, dtype=np.float64)
     if array.size == 0 or (array == array.flat[0]).all():
         return float(array.flat[0]) if array.size else 0.0
-    rows = np.broadcast_to(array, shape).reshape(shape[0], -1)
-    if (rows != rows[:, :1]).any():
-        raise ValueError(f"its {name} differs within a channel, the kernels take one value, or one per channel")
-    return torch.tensor(rows[:, 0], dtype=dtype)
+    every = np.broadcast_to(array, shape)
+    rows = every.reshape(shape[0], -1)
+    return torch.tensor(rows[:, 0] if (rows == rows[:, :1]).all() else every.copy(), dtype=dtype)

@@ -117,14 +117,13 @@ def lif_backward(
     values = _common(backend, x, v, i, parameters, weights, channels_last, p)
     affine = parameters is not None and len(parameters) == 2
     bits = wanted.parameters << AFFINE.start if affine else wanted.parameters
-    numbers = {"dtype": torch.float64, "device": x.device}
-    dparameters = torch.zeros(len(PARAMETERS), values["channels"] if bits else 0, **numbers)
-    dweights = torch.zeros(p.steps if wanted.weights else 0, **numbers)
+    dparameters = x.new_zeros((len(PARAMETERS), values["channels"] if bits else 0), dtype=torch.float64)
+    dweights = x.new_zeros(p.steps if wanted.weights else 0, dtype=torch.float64)
     sums = {"dparameters": dparameters, "dweights": dweights}
     values |= {k: native.address(t) for k, t in inputs.items()} | _addresses(outputs | sums) | {"wanted": bits}
     where = backend, x, values["size"] * p.steps
     if bits or wanted.weights:
-        workspace = torch.empty(native.call("lif_workspace", *where, values), **numbers)
+        workspace = x.new_empty(native.call("lif_workspace", *where, values), dtype=torch.float64)
         values["workspace"] = workspace.data_ptr()
     native.call("lif_backward", *where, values)
     return dparameters[AFFINE].clone() if affine else dparameters, dweights  # a view would differ from the fake

@@ -113,14 +113,14 @@ class _Shapes:
         )
 
     def check_cotangents(self, dout, dv, di, dmembrane) -> None:  # type: ignore[no-untyped-def]
-        p, time = self.p, (self.p.steps,)
-        out = self.inner if READOUTS[p.readout] is not None else time + self.inner
-        state = self.state_dtype
-        wanted = {"dv": (dv, self.inner, state), "di": (di, self.inner, state)}
-        wanted |= {"dout": (dout, out, p.dtype), "dmembrane": (dmembrane, time + self.inner, state)}
-        for name, (tensor, shape, dtype) in wanted.items():
+        p, state, every_step = self.p, self.state_dtype, (self.p.steps, *self.inner)
+        if dout is not None:
+            self.require("dout", dout, every_step if READOUTS[p.readout] is None else self.inner, p.dtype)
+        if dmembrane is not None:
+            self.require("dmembrane", dmembrane, every_step, state)
+        for name, tensor in (("dv", dv), ("di", di)):
             if tensor is not None:
-                self.require(name, tensor, shape, dtype)
+                self.require(name, tensor, self.inner, state)
 
     def require(self, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
         require(
@@ -493,6 +493,9 @@ RENAMED = {  # old keyword: what it is now
 }
 
 
+_ATTACHED, _DETACHED = Hard(), Hard(detach=True)
+
+
 class Options(NamedTuple):
     """What of a call is neither a tensor nor a symbol."""
 
@@ -548,17 +551,19 @@ def prepare(
     weights = None
     if readout is not None and not (isinstance(readout, str) and readout == "mean"):
         weights, readout = _weights(readout, time, x.device), "weights"
-    v_reset = reset.v_reset if type(reset) is Hard else 0.0
+    v_reset = 0.0
+    if type(reset) is Hard:  # its potential is among the numbers
+        v_reset, reset = reset.v_reset, _DETACHED if reset.detach else _ATTACHED
     numbers = (decay, gain, bias, threshold, v_reset, synaptic_decay)
-    tensors = {k: number for k, number in zip(PARAMETERS, numbers, strict=True) if isinstance(number, Tensor)}
+    tensors = {}
+    for parameter, number in zip(PARAMETERS, numbers, strict=True):
+        if type(number) is not float and isinstance(number, Tensor):  # of a float the second takes 0.3 us
+            check.parameter(NAMES[parameter], number, inner, x.device)
+            tensors[parameter] = number
     if tensors:
-        for parameter, tensor in tensors.items():
-            check.parameter(NAMES[parameter], tensor, inner, x.device)
-        numbers = tuple(1.0 if isinstance(number, Tensor) else number for number in numbers)
-    if type(reset) is Hard:
-        reset = Hard(detach=reset.detach)  # its potential is among the numbers
+        numbers = tuple([1.0 if isinstance(number, Tensor) else number for number in numbers])
     shape = getattr(surrogate, "parameter", None)
-    if isinstance(shape, Tensor):
+    if type(shape) is not float and isinstance(shape, Tensor):
         surrogate = with_parameter(surrogate, 1.0)
     else:
         shape = None
