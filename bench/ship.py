@@ -5,7 +5,8 @@
 writes esvae/pretrained/<data set>/, with the first test images and their licence. Minutes: the whole test set is
 reconstructed, images are drawn from each prior; with --classifier the classifiers of `esvae classify` are trained,
 which takes 20 more. As by `esvae report`, what was measured is kept in the run's folder. The run has to be that of the
-preset `best`, so that the card's command trains it again.
+preset `best`, so that the card's command trains it again. A copy of the package's folder of the model is such a run as
+well: what is said of it is then measured anew.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ No test image was trained on; the preset was chosen by the figures, on test imag
 
 ## Measured
 
-On {machine}, {date}; all {images:,} test images, {generated:,} generated ones. Published: best epoch of each measure,
-chosen on test statistics.
+On {measured_on}, {date}; all {images:,} test images, {generated:,} generated ones. Published: best epoch of each
+measure, chosen on test statistics.
 
 | | this model | published ESVAE | real images |
 |---|---:|---:|---:|
@@ -177,6 +178,7 @@ def card(found: dict[str, Any], run: Run) -> str:
         seen=last["images"],
         minutes=last["seconds"] / 60,
         machine=found["machine"],
+        measured_on=found["measured_on"],
         seed=config.train.seed,
         date=found["date"],
         images=measured["images"],
@@ -186,7 +188,7 @@ def card(found: dict[str, Any], run: Run) -> str:
     )
 
 
-def measure(run: Path, machine: str, classifier: bool) -> dict[str, Any]:
+def measure(run: Path, machine: str, measured_on: str, classifier: bool) -> dict[str, Any]:
     """All that the card says."""
     subject = Subject.open(run, None, "cpu")
     results = Results(Settings(), print, rich.progress.track)
@@ -196,6 +198,7 @@ def measure(run: Path, machine: str, classifier: bool) -> dict[str, Any]:
         "data": subject.data,
         "date": datetime.date.today().isoformat(),
         "machine": machine,
+        "measured_on": measured_on,
         "weights": subject.weights,
         "parameters": sum(p.numel() for p in subject.model.parameters()),
         "prior_numbers": components * (1 + d + d * (d + 1) // 2),
@@ -228,7 +231,8 @@ def write_test_images(name: str, to: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--machine", required=True, help="where it was trained and is measured, for the card")
+    parser.add_argument("--machine", required=True, help="where it was trained, and is measured, for the card")
+    parser.add_argument("--measured-on", help="where it is measured, if elsewhere")
     parser.add_argument("--classifier", action="store_true", help="train the classifiers too")
     options = parser.parse_args()
     esvae_kernels.tune_allocator()
@@ -240,7 +244,7 @@ def main() -> None:
         sys.exit(f"{options.run}: trained on {config.data}; the card is written for {DATA}")
     if missing := find_reference(DATA)[1]:
         sys.exit(missing)
-    found = measure(options.run, options.machine, options.classifier)
+    found = measure(options.run, options.machine, options.measured_on or options.machine, options.classifier)
     text = card(found, Run.open(options.run))  # before the one that is there is gone
     run = copy(options.run, pretrained.FOLDER / DATA)
     write_test_images(DATA, run.folder)

@@ -127,6 +127,7 @@ ESVAE_STRUCT(BatchCorrection, ESVAE_BATCH_CORRECTION)
   X(int64_t, samples)                                                 \
   X(int64_t, elements)                                                \
   X(const uint64_t*, seed)  /* read where the kernel runs */          \
+  X(int64_t, noise_stream)  /* of the seed's, at least 0 */           \
   X(int, surrogate)                                                   \
   X(double, shape)                                                    \
   X(double, scale)                                                    \

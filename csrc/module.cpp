@@ -50,6 +50,8 @@ PYBIND11_MODULE(_esvae_kernels, m, py::mod_gil_not_used()) {
   on_gpu.def("why_not", &cuda::why_not, "Why no kernel can run in this process; empty if they can.");
 #endif
   using namespace py::literals;
+  m.def("stream_key", [](uint64_t seed, uint64_t stream) { return stream_key(seed, stream); }, "seed"_a, "stream"_a,
+        "The key of a stream of the sampler's noise (for the known-answer test).");
   m.def(
       "philox",
       [](std::vector<uint32_t> counter, std::vector<uint32_t> key) {

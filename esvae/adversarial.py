@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from . import distributed
 from .evaluate import autocast
 from .models import GAN
-from .models.base import following
-from .prior import normal
+from .noise import Stream, normal
 from .train import Trainer, make_optimizer
 
 
@@ -38,10 +37,10 @@ class AdversarialTrainer(Trainer):
     def _learn(self, images: Tensor, seed: int | Tensor, progress: float | Tensor) -> dict[str, Tensor]:
         model = self.model
         start = distributed.rank() * len(images)
-        noise = following(following(seed))  # behind the streams that `generate` takes
         with autocast(self.device, self.precision):
             fakes = model.generate(len(images), seed=seed, start=start)
-            images, fakes = self._noisy(images, start, noise), self._noisy(fakes, start, following(noise))
+            images = self._noisy(images, start, seed, Stream.CRITIC_IMAGES)
+            fakes = self._noisy(fakes, start, seed, Stream.CRITIC_FAKES)
             real, fake = model.criticise(torch.cat([images, fakes.detach()])).chunk(2)
         loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
         critic_norm = self._descend(self.optimizers["critic_optimizer"], loss)
@@ -57,10 +56,10 @@ class AdversarialTrainer(Trainer):
             "critic_gradient_norm": critic_norm,
         }
 
-    def _noisy(self, images: Tensor, start: int, seed: int | Tensor) -> Tensor:
+    def _noisy(self, images: Tensor, start: int, seed: int | Tensor, stream: Stream) -> Tensor:
         """images (N, C, H, W), those from `start` on in the whole batch -> the same as the critic sees them."""
         deviation = self.config.train.critic_noise
         if deviation == 0:
             return images
         ids = start + torch.arange(len(images), device=images.device)
-        return images + deviation * normal(ids, images[0].numel(), seed).view(images.shape)
+        return images + deviation * normal(ids, images[0].numel(), seed, stream).view(images.shape)

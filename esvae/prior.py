@@ -1,26 +1,14 @@
-"""Where generated rates come from: noise keyed by sample, and the Gaussian mixture prior."""
+"""Where generated rates come from: the Gaussian mixture prior."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esvae_kernels.ops.poisson.reference import uniforms
-
 from .errors import InputError
 from .extras import needed
-
-
-def normal(sample_ids: Tensor, length: int, seed: int | Tensor) -> Tensor:
-    """Standard normal noise (N, length), fp32: the same for a sample wherever it stands in whichever batch.
-
-    From the sampler's uniforms by the inverse of the normal distribution function.
-    """
-    u = uniforms(sample_ids, length, 1, seed, torch.float64)[0] + 2.0**-25  # in the open interval (0, 1)
-    return (math.sqrt(2) * torch.erfinv(2 * u - 1)).float()
+from .noise import Stream, normal
 
 
 class MixturePrior(nn.Module):
@@ -65,7 +53,7 @@ class MixturePrior(nn.Module):
         capturing = self.factors.is_cuda and torch.cuda.is_current_stream_capturing()
         if not capturing and not self.fitted:
             raise InputError("prior: the mixture is fitted at the end of training, and is not yet; use 'bottleneck'")
-        noise = normal(sample_ids, self.means.shape[1] + 1, seed).to(self.weights.dtype)
+        noise = normal(sample_ids, self.means.shape[1] + 1, seed, Stream.PRIOR).to(self.weights.dtype)
         u = torch.special.ndtr(noise[:, 0])
         component = torch.searchsorted(self.weights.cumsum(0), u)
         component = component.minimum((self.weights > 0).sum() - 1)  # where rounding leaves the sum below u

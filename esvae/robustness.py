@@ -13,7 +13,6 @@ is done here is said with the figures (`PROTOCOL`):
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from . import data
 from .errors import InputError
 from .evaluate import BATCH, SEED, Track, autocast, batch_at, device_of, untracked
 from .models import Model, require
-from .prior import normal
+from .noise import Stream, normal
 
 PROBABILITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # a, the horizontal axis of Fig. 5
 SEEDS = 3
@@ -138,26 +137,23 @@ def disturbances(
     """
     steps, _, length = z.shape
 
-    def drawn(purpose: str, elements: int, times: int) -> Tensor:  # (times, N, elements), uniform in [0, 1)
-        return uniforms(ids, elements, times, _stream(purpose, seed), torch.float32)
+    def drawn(stream: Stream, elements: int, times: int) -> Tensor:  # (times, N, elements), uniform in [0, 1)
+        return uniforms(ids, elements, times, seed, torch.float32, stream)
 
     yield ("vanilla", 0.0), z
-    order = drawn("time", 1, steps).argsort(dim=0, stable=True)
+    order = drawn(Stream.TIME_SHUFFLE, 1, steps).argsort(dim=0, stable=True)
     yield ("time_shuffle", 0.0), z.gather(0, order.expand_as(z))
-    yield ("time_shuffle_neurons", 0.0), z.gather(0, drawn("neurons", length, steps).argsort(dim=0, stable=True))
-    yield ("length_shuffle", 0.0), z.gather(2, drawn("length", length, 1).argsort(dim=2, stable=True).expand_as(z))
-    u = drawn("flips", length, steps)
+    order = drawn(Stream.TIME_SHUFFLE_NEURONS, length, steps).argsort(dim=0, stable=True)
+    yield ("time_shuffle_neurons", 0.0), z.gather(0, order)
+    order = drawn(Stream.LENGTH_SHUFFLE, length, 1).argsort(dim=2, stable=True)
+    yield ("length_shuffle", 0.0), z.gather(2, order.expand_as(z))
+    u = drawn(Stream.FLIPS, length, steps)
     for a in probabilities:
         yield ("flips", a), torch.where(u < a, 1 - z, z)
-    u, n = drawn("noise", length, steps), normal(ids, steps * length, _stream("normal", seed))
+    u, n = drawn(Stream.NOISE, length, steps), normal(ids, steps * length, seed, Stream.NOISE_ADDED)
     noised = (z + n.unflatten(1, (steps, length)).transpose(0, 1) >= 0.5).to(z.dtype)
     for a in probabilities:
         yield ("noise", a), torch.where(u < a, noised, z)
-
-
-def _stream(purpose: str, seed: int) -> int:
-    """The seed of a stream of noise of its own."""
-    return int.from_bytes(hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=7).digest(), "little")
 
 
 def _squares(x: Tensor) -> float:

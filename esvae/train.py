@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import data, distributed, figures
+from . import data, distributed, figures, noise
 from .checkpoint import optimizer_tensors, partial_path, remove_stale, restore_optimizer, sync_folder
 from .config import Config, TrainConfig
 from .errors import InputError
@@ -206,7 +206,8 @@ class Trainer:
         if self.run.steps()[-1:] == [self.step]:
             return
         self.writer.flush()  # a kill must not take events that are older than the checkpoint
-        parts, state = {"model": self.model.state_dict()}, {"seconds": self.seconds, "images": len(self.sets["train"])}
+        parts = {"model": self.model.state_dict()}
+        state = {"seconds": self.seconds, "images": len(self.sets["train"]), "noise": noise.VERSION}
         for name, optimizer in self.optimizers.items():
             parts[name], state[name] = optimizer_tensors(optimizer)
         if self.average:
@@ -527,7 +528,8 @@ def learning_rate_factor(config: TrainConfig, progress: float) -> float:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The noise's seed at one step: independent streams without a state to keep."""
+    """The noise's seed at one step, without a state to keep: hashed to 63 bits, so that two steps, of this run or of
+    another one, share it by a chance of 2^-63. Each who draws has a stream of it, `noise.Stream`."""
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

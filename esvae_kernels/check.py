@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NoReturn
 
 import torch
@@ -29,9 +30,9 @@ def floating(name: str, tensor: object, least_dims: int, shape: str) -> None:
 def steps(name: str, value: object) -> int:
     if isinstance(value, Tensor) and torch.jit.is_tracing():  # a size of a tensor is one, there
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt) or value < 1:
         raise ValueError(f"{name}: got {value!r}, accepted is an integer of at least 1")
-    return value  # type: ignore[return-value]
+    return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value]
 
 
 def like(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -25,6 +25,7 @@ from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.lif.op import NAMES, RENAMED, Fire, Number, Readout, describe
 from .ops.poisson import poisson
+from .ops.poisson.op import check_stream
 from .reset import Hard, Reset
 from .surrogate import ATan, Rectangular, StraightThrough, Surrogate
 
@@ -427,6 +428,9 @@ class Poisson(nn.Module):
     Equivalent to: `(torch.rand(steps, *rate.shape) < rate)`, differentiable in the rate.
 
     Shapes: rate (N, *) in [0, 1]; returns spikes (steps, N, *) in `dtype` (default: the rates' own).
+
+    Args:
+        stream: of the noise; where several layers are given one seed, each takes a stream of its own.
     """
 
     def __init__(
@@ -434,11 +438,13 @@ class Poisson(nn.Module):
         steps: int,
         *,
         surrogate: Surrogate = Rectangular(0.5),  # noqa: B008 - frozen
+        stream: int = 0,
         dtype: torch.dtype | None = None,
         check_rates: bool = False,
     ) -> None:
         super().__init__()
-        self.steps, self.surrogate, self.dtype, self.check_rates = steps, surrogate, dtype, check_rates
+        self.steps, self.surrogate, self.stream = steps, surrogate, check_stream(stream)
+        self.dtype, self.check_rates = dtype, check_rates
 
     def forward(
         self,
@@ -455,10 +461,12 @@ class Poisson(nn.Module):
             surrogate=self.surrogate,
             generator=generator,
             seed=seed,
+            stream=self.stream,
             dtype=self.dtype,
             check_rates=self.check_rates,
         )
 
     def extra_repr(self) -> str:
+        stream = f", stream={self.stream}" if self.stream else ""
         dtype = "" if self.dtype is None else f", dtype={self.dtype}"
-        return f"steps={self.steps}, surrogate={self.surrogate!r}{dtype}"
+        return f"steps={self.steps}, surrogate={self.surrogate!r}{stream}{dtype}"

@@ -25,7 +25,7 @@ from esvae import cli, data, distributed, evaluate, train
 from esvae.config import Config, ModelConfig, TrainConfig
 from esvae.errors import InputError, TellsRankZero
 from esvae.losses import mmd
-from esvae.prior import normal
+from esvae.noise import normal
 from esvae.runs import Run
 from esvae_kernels import nn, poisson
 from esvae_kernels.ops.poisson.reference import uniforms
@@ -67,12 +67,12 @@ def noise_recorded() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """The uniforms that the sampler compares with (T, N, d), and z_n (N, d), of every call by the model."""
     sampled, drawn = [], []
 
-    def recording_poisson(rate: Tensor, steps: int, *, seed: int, sample_ids: Tensor, **options):
-        sampled.append(uniforms(sample_ids, rate.shape[1], steps, seed, torch.float64))
-        return poisson(rate, steps, seed=seed, sample_ids=sample_ids, **options)
+    def recording_poisson(rate: Tensor, steps: int, *, seed: int, stream: int, sample_ids: Tensor, **options):
+        sampled.append(uniforms(sample_ids, rate.shape[1], steps, seed, torch.float64, stream))
+        return poisson(rate, steps, seed=seed, stream=stream, sample_ids=sample_ids, **options)
 
-    def recording_normal(sample_ids: Tensor, length: int, seed: int) -> Tensor:
-        drawn.append(normal(sample_ids, length, seed))
+    def recording_normal(sample_ids: Tensor, length: int, seed: int, stream: int) -> Tensor:
+        drawn.append(normal(sample_ids, length, seed, stream))
         return drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:

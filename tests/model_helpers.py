@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esvae import ESVAE
 from esvae.config import preset
-from esvae.prior import normal
+from esvae.noise import Stream, normal
 from esvae_kernels.ops.poisson.reference import uniforms
 
 GRID = 2.0**-12  # biases and running means are multiples of it: their differences are exact in fp32
@@ -112,11 +112,11 @@ def twin(literal: LiteralESVAE, preset_name: str) -> ESVAE:
     return ours.train(literal.training)
 
 
-def noise(n: int, latent: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+def noise(n: int, latent: int, steps: int, seed: int, stream: Stream = Stream.POSTERIOR) -> tuple[Tensor, Tensor]:
     """What `ESVAE.forward` draws with `seed`, fp64, as the literal network takes it: u (N, d, T) and z_n (N, d)."""
     ids = torch.arange(n)
-    u = uniforms(ids, latent, steps, seed, torch.float64).permute(1, 2, 0)
-    return u, normal(ids, latent, seed + 1).double()
+    u = uniforms(ids, latent, steps, seed, torch.float64, stream).permute(1, 2, 0)
+    return u, normal(ids, latent, seed, Stream.PRIOR).double()
 
 
 def random_images(n: int, channels: int, size: int, seed: int = 5) -> Tensor:

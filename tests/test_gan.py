@@ -16,7 +16,7 @@ from torch import Tensor
 from esvae import data, train
 from esvae.config import preset
 from esvae.models import GAN
-from esvae.prior import normal
+from esvae.noise import Stream, normal
 from esvae.runs import Run
 
 N, T = 4, 3
@@ -78,7 +78,10 @@ def test_the_losses_of_a_step(noise: float, tmp_path: Path) -> None:
     found = made._step(images)
 
     fakes = literal.model.generate(8, seed=seed)
-    on_real, on_fakes = (noise * normal(torch.arange(8), 32 * 32, seed + k).view(8, 1, 32, 32) for k in (2, 3))
+    on_real, on_fakes = (
+        noise * normal(torch.arange(8), 32 * 32, seed, stream).view(8, 1, 32, 32)
+        for stream in (Stream.CRITIC_IMAGES, Stream.CRITIC_FAKES)
+    )
     assert abs(float(torch.corrcoef(torch.stack([on_real.flatten(), on_fakes.flatten()]))[0, 1])) < 0.05 or not noise
     images, fakes = images + on_real, fakes + on_fakes
     real, fake = literal.model.criticise(torch.cat([images, fakes.detach()])).chunk(2)

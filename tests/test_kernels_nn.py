@@ -106,6 +106,7 @@ def test_repr_tells_the_options() -> None:
     assert "readout='mean'" in text
     text = repr(nn.Poisson(16, surrogate=StraightThrough()))
     assert text == f"Poisson(steps=16, surrogate={StraightThrough()!r})"
+    assert repr(nn.Poisson(16, stream=3)) == f"Poisson(steps=16, surrogate={Rectangular(0.5)!r}, stream=3)"
 
 
 def test_poisson_is_the_function() -> None:
@@ -124,6 +125,13 @@ def test_poisson_defaults_are_those_of_the_function() -> None:
     rate = uniform(5, 3).requires_grad_()
     spikes, expected = nn.Poisson(7)(rate, seed=3), poisson(rate, 7, seed=3)
     assert_same_bits(*(torch.autograd.grad(s.sum(), rate)[0] for s in (spikes, expected)))
+
+
+def test_poisson_has_a_stream() -> None:
+    rate = uniform(5, 3)
+    assert_same_bits(nn.Poisson(7, stream=2)(rate, seed=3), poisson(rate, 7, seed=3, stream=2))
+    with pytest.raises(ValueError, match=r"^stream: got -1"):
+        nn.Poisson(7, stream=-1)
 
 
 def test_poisson_encodes_images_as_rates() -> None:

@@ -46,7 +46,8 @@ from esvae.errors import InputError
 from esvae.losses import mmd
 from esvae.models import MODELS
 from esvae.models import hub as model_hub
-from esvae.prior import MixturePrior, normal
+from esvae.noise import Stream, normal
+from esvae.prior import MixturePrior
 from esvae.runs import Run
 from esvae_kernels.nn import BNLIF
 
@@ -124,7 +125,8 @@ def test_evaluation_is_the_literal_one(preset_name: str) -> None:
     with torch.no_grad():
         close(ours.reconstruct(images, seed=SEED), literal(images, u, z_n)[0], "reconstruction")
         close(ours(images, seed=SEED).images, literal(images, u, z_n)[0], "forward")
-        expected = literal.generate(normal(torch.arange(N), D, SEED).double(), noise(N, D, T, SEED + 1)[0])
+        u, z_n = noise(N, D, T, SEED, Stream.PRIOR_SPIKES)
+        expected = literal.generate(z_n, u)
         close(ours.generate(N, seed=SEED), expected, "generated")
     assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
 
@@ -653,7 +655,7 @@ def test_mmd_of_equal_rows_is_zero(value: float) -> None:
 
 
 def test_normal_noise_is_normal_and_independent() -> None:
-    noise = normal(torch.arange(400), 50, seed=5)
+    noise = normal(torch.arange(400), 50, 5, Stream.PRIOR)
     assert noise.shape == (400, 50)
     assert noise.dtype == torch.float32
     assert scipy.stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.01
@@ -665,19 +667,19 @@ def test_normal_noise_is_normal_and_independent() -> None:
 
 def test_normal_noise_is_finite_at_the_ends_of_the_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = torch.tensor([[[0.0, 1 - 2.0**-24]]], dtype=torch.float64)
-    monkeypatch.setattr("esvae.prior.uniforms", lambda *_: ends)
-    low, high = normal(torch.arange(1), 2, seed=0).flatten().tolist()
+    monkeypatch.setattr("esvae.noise.uniforms", lambda *_: ends)
+    low, high = normal(torch.arange(1), 2, 0, Stream.PRIOR).flatten().tolist()
     assert 5 < high < 6
     assert low == pytest.approx(-high)
 
 
 def test_normal_noise_is_keyed_by_sample() -> None:
-    whole = normal(torch.arange(10), D, seed=5)
+    whole = normal(torch.arange(10), D, 5, Stream.PRIOR)
     order = torch.tensor([7, 2, 2**40, 9])
-    some = normal(order, D, seed=5)
+    some = normal(order, D, 5, Stream.PRIOR)
     assert torch.equal(some[[0, 1, 3]], whole[[7, 2, 9]])
     assert not torch.isin(some[2], whole).any()
-    assert not torch.isin(normal(torch.arange(10), D, seed=6), whole).any()
+    assert not torch.isin(normal(torch.arange(10), D, 6, Stream.PRIOR), whole).any()
 
 
 @pytest.fixture(scope="module")

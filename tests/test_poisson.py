@@ -39,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 on_kernels = pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 WORD = 0xFFFFFFFF
+STREAMS = [0, 1, 2, 2**32 + 3, 2**63 - 1]
 SEEDS = [0, 1, -1, 2**32 + 5, 2**63 + 5, -(2**63), 2**64 - 1]
 RECTANGULAR = (0, 0.5, 1.0, 0.0, False)  # the raw ops' arguments
 
@@ -48,10 +49,12 @@ def rates(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
     return (uniform(*shape, seed=seed, dtype=torch.float64) * 1.2 - 0.1).to(dtype)
 
 
-def uniforms(elements: int, steps: int, ids: Tensor, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def uniforms(
+    elements: int, steps: int, ids: Tensor, seed: int, dtype: torch.dtype = torch.float32, stream: int = 0
+) -> Tensor:
     """u (T, N, elements), as the op draws them: the smooth straight-through spike at rate 0 is -u."""
     zero = torch.zeros(len(ids), elements, dtype=dtype)
-    return -poisson(zero, steps, sample_ids=ids, seed=seed, surrogate=StraightThrough(spiking=False))
+    return -poisson(zero, steps, sample_ids=ids, seed=seed, stream=stream, surrogate=StraightThrough(spiking=False))
 
 
 # ------------------------------------------------------------------------------------------------- the generator
@@ -82,14 +85,60 @@ def test_philox_wants_four_and_two_words() -> None:
     one_line(lambda: native.module.philox([0] * 4, [0] * 3), ValueError, "philox: ")
 
 
+# The first numbers of SplitMix64 from the state 1234567, as its author's C code prints them.
+SPLITMIX = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+
+
+def splitmix(seed: int, stream: int) -> int:
+    """The same of any seed, in Python's integers."""
+    z = (seed + stream * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+@needs_compiled
+def test_keys_of_streams_are_those_of_splitmix64() -> None:
+    assert [splitmix(1234567, k) for k in range(1, 6)] == SPLITMIX
+    for seed, stream in itertools.product(SEEDS, STREAMS):
+        expected = splitmix(seed, stream) if stream else seed % 2**64
+        assert native.module.stream_key(seed % 2**64, stream) == expected
+        as_tensor = torch.tensor([(seed + 2**63) % 2**64 - 2**63])
+        for found in (reference.key(seed, stream), reference.key(as_tensor, stream)):
+            assert int(found) % 2**64 == expected
+
+
+# k of u = k 2^-24 at (t, n, i) = (0, 0, 0), (1, 1, 0), (3, 2, 1), (4, 0, 69), (5, 1, 33), (5, 2, 69), as the sampler
+# drew them before it had streams, for the samples 0, 2^40 + 3 and -1; and the sum of all k, each times its position.
+BEFORE_STREAMS = {
+    0: ([6694888, 1908363, 10623031, 4066224, 5222301, 2707244], 0x623FD652AF3),
+    5: ([12851048, 14730712, 11240555, 5786378, 4655846, 12537254], 0x5FBFD93EAF8),
+    -1: ([7513207, 15164269, 11847996, 7067418, 10783537, 3058412], 0x5F9A78FC024),
+    2**63 + 5: ([16285740, 10531261, 9630542, 6741325, 10774046, 15127993], 0x63F419CC191),
+}
+
+
+@on_both
+@pytest.mark.parametrize("seed", BEFORE_STREAMS)
+def test_stream_0_is_the_sequence_from_before_streams(seed: int, backend: str) -> None:
+    u = uniforms(70, 6, torch.tensor([0, 2**40 + 3, -1]), seed)
+    k = (u.double() * 2**24).long()
+    places = ((0, 0, 0), (1, 1, 0), (3, 2, 1), (4, 0, 69), (5, 1, 33), (5, 2, 69))
+    assert ([k[at].item() for at in places], int((k.flatten() * torch.arange(1, k.numel() + 1)).sum())) == (
+        BEFORE_STREAMS[seed]
+    )
+
+
 @needs_compiled
 @on_both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_counter_is_the_one_that_is_documented(seed: int, dtype: torch.dtype, backend: str) -> None:
     ids = [0, 1, 77, 2**32, 2**40 + 3, 2**63 - 1, -1]
-    u = uniforms(1500, 11, torch.tensor(ids), seed, dtype)
-    key = [seed & WORD, seed >> 32 & WORD]
+    stream = STREAMS[SEEDS.index(seed) % len(STREAMS)]
+    u = uniforms(1500, 11, torch.tensor(ids), seed, dtype, stream)
+    mixed = splitmix(seed, stream) if stream else seed
+    key = [mixed & WORD, mixed >> 32 & WORD]
     for (n, sample), i, t in itertools.product(enumerate(ids), (0, 1, 1023, 1024, 1499), (0, 3, 4, 10)):
         words = native.module.philox([i, t // 4, sample & WORD, sample >> 32 & WORD], key)
         assert u[t, n, i].item() == (words[t % 4] >> 8) * 2.0**-24
@@ -251,6 +300,30 @@ def test_seeds_and_samples_of_64_bits_equal_the_reference(seed: int) -> None:
     check_equal(rates(6, 40), 9, seed=seed, sample_ids=ids)
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_streams_equal_the_reference(stream: int, dtype: torch.dtype) -> None:
+    """Spikes, smooth ones, and gradients, at a seed that the key wraps for."""
+    for surrogate in (Rectangular(0.5), Sigmoid(), StraightThrough(spiking=False)):
+        check_equal(rates(3, 130, dtype=dtype), 6, seed=-(2**63) + 1, stream=stream, surrogate=surrogate)
+
+
+@needs_compiled
+@cpu_only("it chooses the CPU's vector width")
+@pytest.mark.parametrize("stream", STREAMS)
+def test_streams_are_the_same_at_each_vector_width(stream: int) -> None:
+    rate, widest = rates(3, 349), native.module.isa()
+    expected = run("reference", rate, 6, seed=3, stream=stream, surrogate=Sigmoid())
+    try:
+        for isa in native.module.isas():
+            native.module.set_isa(isa)
+            spikes, gradient = run("cpu", rate, 6, seed=3, stream=stream, surrogate=Sigmoid())
+            assert_same_bits(spikes, expected[0])
+            assert_gradients([gradient], [expected[1]])
+    finally:
+        native.module.set_isa(widest)
+
+
 def test_seeds_are_taken_modulo_64_bits() -> None:
     rate = rates(3, 50)
     assert torch.equal(poisson(rate, 5, seed=-1), poisson(rate, 5, seed=2**64 - 1))
@@ -327,6 +400,24 @@ def test_second_derivatives_of_real_spikes(surrogate: Surrogate, backend: str) -
 
 
 @on_both
+def test_derivatives_are_those_of_the_stream(backend: str) -> None:
+    """The first and the second, by a seed that is a number or a tensor."""
+    rate = rates(3, 7, dtype=torch.float64).requires_grad_()
+
+    def both(spikes: Tensor) -> tuple[Tensor, Tensor]:
+        (first,) = torch.autograd.grad((spikes.sum(0) * rate).square().sum(), rate, create_graph=True)
+        return first, torch.autograd.grad(first.square().sum(), rate)[0]
+
+    for stream in STREAMS[:3]:
+        expected = both(reference.poisson(rate, torch.arange(3), 1, 5, Sigmoid(), stream=stream))
+        for seed in (1, torch.tensor([1]), torch.tensor(1)):
+            assert_gradients(both(poisson(rate, 5, seed=seed, stream=stream, surrogate=Sigmoid())), expected)
+    smooth = Sigmoid(spiking=False)
+    assert torch.autograd.gradcheck(lambda r: poisson(r, 5, seed=1, stream=3, surrogate=smooth), rate)
+    assert torch.autograd.gradgradcheck(lambda r: poisson(r, 5, seed=1, stream=3, surrogate=smooth), rate)
+
+
+@on_both
 def test_second_derivatives_through_another_dtype(backend: str) -> None:
     rate = rates(3, 7, dtype=torch.float64).requires_grad_()
     weights = randn(5, 3, 7)
@@ -386,6 +477,41 @@ def test_neighbours_are_independent(noise: np.ndarray) -> None:
 def test_neighbouring_seeds_are_independent(noise: np.ndarray, other: int) -> None:
     second = uniforms(257, 64, torch.arange(32), other).cpu().numpy()
     assert abs(np.corrcoef(noise.ravel(), second.ravel())[0, 1]) < 3.5 / np.sqrt(noise.size)
+
+
+def most_alike(a: np.ndarray, b: np.ndarray, axis: int, lag: int = 0) -> float:
+    """The correlation of two arrays of noise, b moved along an axis, in standard errors."""
+    if lag:
+        a, b = np.delete(a, range(lag), axis), np.delete(b, range(-lag, 0), axis)
+    return abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) * np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("begin", [0, 1000, 2**62], ids=["first", "later", "far"])
+def test_neighbouring_streams_and_seeds_are_independent(begin: int) -> None:
+    """Each of 16 pairs of seed and stream against each, and against its neighbours in time and among the elements:
+    1,080 correlations and 4.5 standard errors, which chance passes once in 140,000."""
+    noise = [
+        uniforms(129, 16, torch.arange(16), seed, stream=begin + stream).cpu().numpy()
+        for seed, stream in itertools.product(range(5, 9), range(4))
+    ]
+    for a, b in itertools.combinations(noise, 2):
+        assert most_alike(a, b, 0) < 4.5
+        for axis, lag in itertools.product((0, 2), (1, 2)):
+            assert most_alike(a, b, axis, lag) < 4.5
+            assert most_alike(b, a, axis, lag) < 4.5
+
+
+def test_a_stream_is_uniform_and_its_neighbours_are_independent() -> None:
+    noise = uniforms(257, 64, torch.arange(32), 2024, stream=1).cpu().numpy()
+    assert stats.kstest(noise.ravel(), "uniform").pvalue > 0.01
+    for axis, lag in itertools.product(range(3), (1, 2, 4)):
+        assert most_alike(noise, noise, axis, lag) < 4
+
+
+def test_no_two_keys_of_small_seeds_and_streams_are_alike() -> None:
+    seeds = torch.arange(1000)[:, None]
+    keys = torch.cat([reference.key(seeds, stream) for stream in range(200)], 1)
+    assert len(keys.unique()) == keys.numel()
 
 
 @pytest.mark.parametrize("rate", [0.003, 0.37, 0.98])
@@ -498,19 +624,19 @@ def test_saved_bytes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4), (4,), (0, 3)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
-def test_opcheck(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("dtype", "stream"), [(torch.float32, 2**40), (torch.bfloat16, 0)], ids=name)
+def test_opcheck(dtype: torch.dtype, stream: int, shape: tuple[int, ...]) -> None:
     rate, ids, seed = rates(*shape, dtype=dtype), torch.arange(shape[0]), torch.tensor([3])
-    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 6, dtype, *RECTANGULAR))
-    torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, randn(6, *shape, dtype=dtype), *RECTANGULAR))
+    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, stream, 6, dtype, *RECTANGULAR))
+    torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, stream, randn(6, *shape, dtype=dtype), *RECTANGULAR))
 
 
 @pytest.mark.parametrize("spikes_dtype", [torch.float64, torch.bfloat16, torch.uint8], ids=str)
 def test_opcheck_of_another_dtype(spikes_dtype: torch.dtype) -> None:
     rate, ids, seed = rates(3, 5), torch.arange(3), torch.tensor([3])
-    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 6, spikes_dtype, *RECTANGULAR))
+    torch.library.opcheck(ops.poisson_fwd, (rate, ids, seed, 1, 6, spikes_dtype, *RECTANGULAR))
     if spikes_dtype.is_floating_point:
-        torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, randn(6, 3, 5, dtype=spikes_dtype), *RECTANGULAR))
+        torch.library.opcheck(ops.poisson_bwd, (rate, ids, seed, 1, randn(6, 3, 5, dtype=spikes_dtype), *RECTANGULAR))
 
 
 def train(function: Callable, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -520,14 +646,15 @@ def train(function: Callable, rate: Tensor) -> tuple[Tensor, Tensor]:
     return spikes.detach(), rate.grad
 
 
-@pytest.mark.parametrize("seed", ["integer", "tensor", "default-generator"])
-def test_compile(seed: str) -> None:
+@pytest.mark.parametrize("stream", [0, 3])
+@pytest.mark.parametrize("seed", ["integer", "tensor", "0-dim-tensor", "default-generator"])
+def test_compile(seed: str, stream: int) -> None:
     torch._dynamo.reset()
-    given = {"integer": 2**63 + 1, "tensor": torch.tensor([7]), "default-generator": None}[seed]
+    given = {"integer": 2**63 + 1, "tensor": torch.tensor([7]), "0-dim-tensor": torch.tensor(7)}.get(seed)
     ids = torch.tensor([5, 2**40, 1])
 
     def sample(rate: Tensor) -> Tensor:
-        return poisson(rate, 6, seed=given, sample_ids=ids)
+        return poisson(rate, 6, seed=given, stream=stream, sample_ids=ids)
 
     compiled = torch.compile(sample, fullgraph=True, backend="aot_eager")
     torch.manual_seed(1)
@@ -558,7 +685,10 @@ def test_compile_with_another_dtype(dtype: torch.dtype) -> None:
 
 def test_compile_dynamic_steps_and_batch() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(lambda r, t: poisson(r, t, seed=1), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda r, t, stream=0: poisson(r, t, seed=1, stream=stream), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(rates(3, 20), 5, 2), poisson(rates(3, 20), 5, seed=1, stream=2))
     for n, steps in ((5, 6), (7, 9), (4, 5)):
         rate = rates(n, 20)
         torch._dynamo.mark_dynamic(rate, 0)
@@ -629,9 +759,53 @@ def test_vjp_and_jacobian(backend: str) -> None:
     assert_gradients([jacobian], [expected])
 
 
-def test_vmap_over_seeds_is_refused() -> None:
-    call = torch.vmap(lambda seed: poisson(torch.ones(2, 3), 4, seed=seed))
-    one_line(lambda: call(torch.zeros(5, 1, dtype=torch.int64)), NotImplementedError, "seed: ")
+@on_both
+@pytest.mark.parametrize("shape", [(5,), (5, 1)], ids=str)
+def test_vmap_over_seeds(shape: tuple[int, ...], backend: str) -> None:
+    rate, seeds = rates(5, 2, 3), torch.arange(5).view(shape)
+
+    def loss(rate: Tensor, seed: Tensor) -> Tensor:
+        return poisson(rate, 4, seed=seed, stream=2, surrogate=Sigmoid()).sum(0).square().sum()
+
+    for dim, inputs in ((0, rate), (None, rate[0])):
+        spikes = torch.vmap(lambda r, s: poisson(r, 4, seed=s, stream=2), (dim, 0))(inputs, seeds)
+        gradients = torch.vmap(torch.func.grad(loss), (dim, 0))(inputs, seeds)
+        for k in range(5):
+            leaf = (rate[0] if dim is None else rate[k]).clone().requires_grad_()
+            assert_same_bits(spikes[k], poisson(leaf.detach(), 4, seed=k, stream=2))
+            assert_gradients([gradients[k]], torch.autograd.grad(loss(leaf, seeds[k]), leaf))
+
+
+@on_both
+@pytest.mark.parametrize("own", [False, True], ids=["default-generator", "generator"])
+def test_vmap_draws_as_torch_does(own: bool, backend: str) -> None:
+    """One seed for all, or one for each, as `randomness` says; the gradient belongs to what was drawn."""
+    rate, generator = torch.full((4, 3, 50), 0.5), torch.Generator(DEVICE).manual_seed(1) if own else None
+
+    def sample(rate: Tensor) -> Tensor:
+        return poisson(rate, 6, generator=generator, surrogate=Sigmoid())
+
+    same = torch.vmap(sample, randomness="same")(rate)
+    assert all(torch.equal(same[0], other) for other in same[1:])
+    assert 0.4 < same.mean() < 0.6
+    different = torch.vmap(sample, randomness="different")(rate)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(different, 2))
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        torch.vmap(sample, randomness="error")(rate)
+
+    torch.manual_seed(3)
+    leaf = rate.clone().requires_grad_()
+    spikes = torch.vmap(lambda r: poisson(r, 6, surrogate=Sigmoid()), randomness="different")(leaf)
+    (gradient,) = torch.autograd.grad(spikes.sum(), leaf)
+    torch.manual_seed(3)
+    again = torch.func.grad(lambda r: poisson(r, 6, surrogate=Sigmoid()).sum())
+    assert_gradients([torch.vmap(again, randomness="different")(rate)], [gradient])
+
+
+def test_integers_of_numpy() -> None:
+    rate = rates(3, 5)
+    found = poisson(rate, np.int64(4), seed=np.uint64(2**63), stream=np.int32(2))
+    assert torch.equal(found, poisson(rate, 4, seed=2**63, stream=2))
 
 
 def test_autocast_leaves_the_rates_dtype() -> None:
@@ -668,7 +842,14 @@ BAD = {
     "seed-bool": (ValueError, "seed: got True", {"seed": True}),
     "seed-65-bits": (ValueError, "seed: got 18446744073709551616", {"seed": 2**64}),
     "seed-too-low": (ValueError, "seed: got -9223372036854775809", {"seed": -(2**63) - 1}),
-    "seed-tensor-shape": (ValueError, "seed: got shape ()", {"seed": torch.tensor(1)}),
+    "seed-tensor-shape": (ValueError, "seed: got shape (2,), accepted is (1,)", {"seed": torch.tensor([1, 2])}),
+    "seed-numpy-bool": (ValueError, "seed: got ", {"seed": np.True_}),
+    "steps-numpy-bool": (ValueError, "steps: got ", {"steps": np.True_}),
+    "stream-negative": (ValueError, "stream: got -1, accepted is an integer from 0", {"stream": -1}),
+    "stream-64-bits": (ValueError, "stream: got 9223372036854775808", {"stream": 2**63}),
+    "stream-bool": (ValueError, "stream: got True", {"stream": True}),
+    "stream-float": (ValueError, "stream: got 1.0", {"stream": 1.0}),
+    "stream-tensor": (ValueError, "stream: got tensor(1)", {"stream": torch.tensor(1)}),
     "seed-tensor-dtype": (TypeError, "seed: got dtype torch.int32", {"seed": torch.tensor([1]).int()}),
     "seed-and-generator": (ValueError, "seed, generator: got both", {"generator": torch.Generator()}),
     "generator": (TypeError, "generator: got ", {"seed": None, "generator": 5}),

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from training_helpers import assert_same, contents, full_disk, stop_at_call
 
-from esvae import ESVAE, checkpoint, data, train
+from esvae import ESVAE, checkpoint, data, noise, train
 from esvae.config import FLIPPED, Config, ModelConfig, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.generate import load_model, load_weights
@@ -371,6 +371,26 @@ def test_damaged_checkpoint_deleted_as_the_line_says(
         go(run.folder, sets, resume=True)
     shutil.rmtree(run.path(10))
     assert_same(go(run.folder, sets, resume=True), undisturbed)
+
+
+def test_checkpoint_from_before_streams(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
+    """It says nothing of its noise. It is gone on from, and what comes after says by which noise."""
+    shutil.copytree(undisturbed.folder, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    shutil.rmtree(run.path(10))
+    parts, state = run.load()
+    assert state.pop("noise") == noise.VERSION
+    shutil.rmtree(run.path(5))
+    run.save(5, parts, state)
+    assert_same(go(run.folder, sets, resume=True), undisturbed)
+    assert run.load()[1]["noise"] == noise.VERSION
+
+
+def test_step_seeds_are_different_ones() -> None:
+    """Of consecutive runs and steps; and none is a number that somebody would give."""
+    seeds = {train.step_seed(seed, step) for seed in range(20) for step in range(500)}
+    assert len(seeds) == 20 * 500
+    assert 2**40 < min(seeds) <= max(seeds) < 2**63
 
 
 def test_foreign_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:

@@ -63,6 +63,16 @@ def test_seeds_and_ids_of_64_bits(seed: int) -> None:
     assert_same_bits(actual[0], expected[0])
 
 
+@pytest.mark.parametrize("stream", [0, 1, 2, 2**32 + 3, 2**63 - 1])
+@pytest.mark.parametrize("seed", [5, -(2**63) + 1])
+def test_streams(seed: int, stream: int) -> None:
+    """Spikes and gradients, whose uniforms are drawn anew."""
+    options = {"seed": seed, "stream": stream, "surrogate": SURROGATES[3]}
+    expected, actual = both(torch.full((3, 24), 0.5), 5, True, sample_ids=IDS, **options)
+    assert_same_bits(actual[0], expected[0])
+    assert_gradients(actual[1:], expected[1:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_the_comparison_is_exact(dtype: torch.dtype) -> None:
     """Rates at their own uniforms, and one unit in the last place above and below. Some of the words are the largest

@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from esvae.config import TrainConfig, preset
 from esvae.losses import gaussian_divergence
 from esvae.models import VAE
-from esvae.prior import normal
+from esvae.noise import Stream, normal
 
 N, D = 4, 6
 
@@ -41,7 +41,7 @@ def test_a_training_step_is_its_formulas(channels: int, size: int) -> None:
     assert x.shape == (N, {32: 256, 64: 512}[size], 2, 2)
     mean = x.flatten(1) @ net.to_mean.weight.T + net.to_mean.bias
     log_variance = x.flatten(1) @ net.to_log_variance.weight.T + net.to_log_variance.bias
-    z = mean + log_variance.exp().sqrt() * normal(torch.arange(5, 5 + N), D, 7)
+    z = mean + log_variance.exp().sqrt() * normal(torch.arange(5, 5 + N), D, 7, Stream.POSTERIOR)
     y = F.linear(z, net.from_latent[0].weight, net.from_latent[0].bias).view(x.shape)
     for block in net.decoder:
         y = layer(y, block, lambda y, w: F.conv_transpose2d(y, w, stride=2, padding=1, output_padding=1))
@@ -68,7 +68,7 @@ def test_noise_is_keyed_and_the_code_is_the_mean() -> None:
         torch.testing.assert_close(part, whole[1:])
         assert not torch.allclose(net.reconstruct(images, seed=4), whole)
         assert torch.equal(net.encode(images), net.distribution(images)[0])
-        z = normal(torch.arange(2, 4), D, 9).double()
+        z = normal(torch.arange(2, 4), D, 9, Stream.PRIOR).double()
         torch.testing.assert_close(net.generate(2, seed=9, start=2), net.decode(z))
 
 

@@ -31,7 +31,7 @@ struct Words {
 class Draw {
  public:
   // Takes the elements begin .. begin+n-1: position within the sample, and the sample's id.
-  Draw(const Poisson& a, int64_t begin, int64_t n) : keys_(*a.seed) {
+  Draw(const Poisson& a, int64_t begin, int64_t n) : keys_(stream_key(*a.seed, a.noise_stream)) {
     alignas(64) uint32_t element[kSamplerBlock], id_low[kSamplerBlock], id_high[kSamplerBlock];
     int64_t sample = begin / a.elements, position = begin % a.elements;
     for (int64_t i = 0; i < n; ++sample, position = 0) {

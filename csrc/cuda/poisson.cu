@@ -15,7 +15,7 @@ constexpr int kLanes = 4;  // time steps that one counter serves
 template <int V>
 class Draw {
  public:
-  ESVAE_DEVICE Draw(const Poisson& a, int64_t at) : keys_(*a.seed) {
+  ESVAE_DEVICE Draw(const Poisson& a, int64_t at) : keys_(stream_key(*a.seed, a.noise_stream)) {
     Run run(at, a.elements, a.samples);
 #pragma unroll
     for (int j = 0; j < V; ++j, run.next()) {

@@ -14,6 +14,15 @@ ESVAE_HD uint64_t wide_product(uint32_t constant, uint64_t lane) {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 
+// The key of a stream: the seed itself in stream 0, in stream k the k-th number that SplitMix64 gives from it.
+ESVAE_HD uint64_t stream_key(uint64_t seed, uint64_t stream) {
+  if (stream == 0) return seed;
+  uint64_t z = seed + stream * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
 // The key of each round, wide enough to be combined with a lane.
 struct PhiloxKeys {
   uint64_t k0[10], k1[10];

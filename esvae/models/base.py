@@ -102,8 +102,3 @@ class Model(nn.Module, Hub):
 def drawn_if_none(seed: int | Tensor | None) -> int | Tensor:
     """The seed, or where none is given one from torch's generator."""
     return int(torch.randint(2**62, ())) if seed is None else seed
-
-
-def following(seed: int | Tensor) -> int | Tensor:
-    """Another stream of noise of the same step or sequence."""
-    return (seed + 1) & (2**63 - 1)

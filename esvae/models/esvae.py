@@ -12,9 +12,9 @@ from .. import distributed
 from ..config import TrainConfig
 from ..layers import at_least_fp32, mean_rate
 from ..losses import DISTANCES
-from ..prior import MixturePrior, normal
+from ..noise import Stream, normal
+from ..prior import MixturePrior
 from .backbone import Backbone
-from .base import following
 from .poisson import PoissonLatent
 
 
@@ -76,7 +76,7 @@ class ESVAE(PoissonLatent, Backbone):
         """
         rates = self.encode(images)
         ids = torch.arange(start, start + len(images), device=images.device)
-        noise = normal(ids, self.config.latent, following(seed))
+        noise = normal(ids, self.config.latent, seed, Stream.PRIOR)
         images = self.decode(self.sample(rates, seed=seed, sample_ids=ids))
         return Reconstruction(images, at_least_fp32(rates), at_least_fp32(self.prior_rates(noise)))
 

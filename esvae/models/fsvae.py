@@ -24,9 +24,9 @@ from esvae_kernels.ops.poisson.reference import uniforms
 from ..config import ModelConfig, TrainConfig
 from ..layers import SpikingLayer, at_least_fp32, neuron_options
 from ..losses import bernoulli_divergence, trace_mmd
-from ..prior import normal
+from ..noise import Stream, normal
 from .backbone import Backbone
-from .base import drawn_if_none, following
+from .base import drawn_if_none
 
 FIRST_SCHEDULED = 5  # the first step, counted from 0, whose spikes scheduled sampling may replace
 CHANCES = (0.1, 0.3)  # that it does, at the beginning and at the end of the training
@@ -57,7 +57,7 @@ class FSVAE(Backbone):
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
         ids = torch.arange(len(images), device=images.device) if sample_ids is None else sample_ids
-        spikes, chosen = self.latent(images), self._chosen(ids, drawn_if_none(seed))
+        spikes, chosen = self.latent(images), self._chosen(ids, drawn_if_none(seed), Stream.POSTERIOR)
         if self.training:
             return self._posterior(spikes, chosen)[0]
         return self.posterior_network.unroll(chosen, spikes)[1:]
@@ -65,7 +65,7 @@ class FSVAE(Backbone):
     def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
         self.chosen_prior(prior)
         ids = start + torch.arange(n, device=self.to_image.weight.device)
-        return self.prior_network.unroll(self._chosen(ids, seed))[1:]
+        return self.prior_network.unroll(self._chosen(ids, seed, Stream.PRIOR_SPIKES))[1:]
 
     def forward(
         self, images: Tensor, *, seed: int | Tensor, start: int = 0, progress: float | Tensor = 0.0
@@ -77,8 +77,8 @@ class FSVAE(Backbone):
         which scheduled sampling becomes more frequent with.
         """
         ids = torch.arange(start, start + len(images), device=images.device)
-        z, fired = self._posterior(self.latent(images), self._chosen(ids, seed))
-        before = self._scheduled(z.detach(), ids, following(seed), progress)
+        z, fired = self._posterior(self.latent(images), self._chosen(ids, seed, Stream.POSTERIOR))
+        before = self._scheduled(z.detach(), ids, seed, progress)
         expected, _ = self.prior_network(before)
         return Distributions(self.decode(z), probabilities(fired), probabilities(expected))
 
@@ -91,9 +91,9 @@ class FSVAE(Backbone):
             name, weight, distance = "mmd", config.mmd_weight, trace_mmd(out.posterior, out.prior)
         return {"loss": mse + weight * distance, "mse": mse, name: distance, "rate": out.posterior.mean()}
 
-    def _chosen(self, ids: Tensor, seed: int | Tensor) -> Tensor:
+    def _chosen(self, ids: Tensor, seed: int | Tensor, stream: Stream) -> Tensor:
         """J (T, N, d), uniform in 0 .. k-1."""
-        u = uniforms(ids, self.config.latent, self.steps, seed, torch.float64)
+        u = uniforms(ids, self.config.latent, self.steps, seed, torch.float64, stream)
         return (u * self.config.branches).long()
 
     def _posterior(self, spikes: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,27 +108,28 @@ class FSVAE(Backbone):
         """z_0 .. z_{T-1} (T, N, d), the prior's input: the posterior's spikes z, of which scheduled sampling replaces
         those of some steps, for the whole batch, by what the prior makes of the ones before: [pi_p + 1e-3 n > 1/2]."""
         everyone = torch.zeros_like(ids[:1]) if isinstance(seed, Tensor) else torch.zeros(1, dtype=torch.int64)
-        replaced = uniforms(everyone, 1, len(z), seed, torch.float64).flatten() < (
-            CHANCES[0] + (CHANCES[1] - CHANCES[0]) * progress
-        )
+        chances = uniforms(everyone, 1, len(z), seed, torch.float64, Stream.SCHEDULE).flatten()
+        replaced = chances < CHANCES[0] + (CHANCES[1] - CHANCES[0]) * progress
         before = [torch.zeros_like(z[0])]
         for t in range(len(z) - 1):
-            seed, spikes = following(seed), z[t]
+            spikes, stream = z[t], Stream.PREDICTION + t
             if t >= FIRST_SCHEDULED:
                 if isinstance(seed, Tensor):  # in a graph nothing can depend on it but values
-                    spikes = torch.where(replaced[t], self._predicted(before, ids, seed, replaced[t]), spikes)
+                    spikes = torch.where(replaced[t], self._predicted(before, ids, seed, stream, replaced[t]), spikes)
                 elif replaced[t]:
-                    spikes = self._predicted(before, ids, seed)
+                    spikes = self._predicted(before, ids, seed, stream)
             before.append(spikes)
         return torch.stack(before)
 
-    def _predicted(self, before: list[Tensor], ids: Tensor, seed: int | Tensor, counts: Tensor | None = None) -> Tensor:
+    def _predicted(
+        self, before: list[Tensor], ids: Tensor, seed: int | Tensor, stream: int, counts: Tensor | None = None
+    ) -> Tensor:
         """The next spikes (N, d) by the prior; its running statistics change only where `counts` is true."""
         kept = [buffer.clone() for buffer in self.prior_network.buffers()] if counts is not None else []
         outputs, _ = self.prior_network(torch.stack(before))
         for buffer, old in zip(self.prior_network.buffers(), kept, strict=False):
             buffer.copy_(torch.where(counts, buffer, old))
-        noise = normal(ids, self.config.latent, seed)
+        noise = normal(ids, self.config.latent, seed, stream)
         return (probabilities(outputs[-1]) + 1e-3 * noise > 0.5).to(before[0].dtype)
 
 

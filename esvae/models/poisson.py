@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from esvae_kernels import poisson
 
 from ..layers import make_surrogate
-from ..prior import normal
+from ..noise import Stream, normal
 from .backbone import SpikingDecoder
-from .base import following
 
 
 class PoissonLatent(SpikingDecoder):
@@ -26,9 +25,18 @@ class PoissonLatent(SpikingDecoder):
         self.bottleneck = nn.Sequential(layers[0], *between) if between else layers[0]
         self.sampler_surrogate = make_surrogate(c.sampler_surrogate, c.sampler_shape)
 
-    def sample(self, rates: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None) -> Tensor:
-        """rates (N, d) -> Poisson spikes z (T, N, d) (eq. 7). `sample_ids`: positions in the whole batch."""
-        return poisson(rates, self.steps, seed=seed, sample_ids=sample_ids, surrogate=self.sampler_surrogate)
+    def sample(
+        self,
+        rates: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        stream: int = Stream.POSTERIOR,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        """rates (N, d) -> Poisson spikes z (T, N, d) (eq. 7). `stream`: of the seed's noise; `sample_ids`: positions in
+        the whole batch."""
+        surrogate = self.sampler_surrogate
+        return poisson(rates, self.steps, seed=seed, stream=stream, sample_ids=sample_ids, surrogate=surrogate)
 
     def prior_rates(self, noise: Tensor) -> Tensor:
         """z_n (N, d), standard normal -> rates r_q (N, d) of the bottleneck prior."""
@@ -36,9 +44,9 @@ class PoissonLatent(SpikingDecoder):
 
     def drawn_rates(self, ids: Tensor, seed: int | Tensor, prior: str) -> Tensor:
         """Rates (N, d) of the images `ids` of the sequence that `seed` names, from one of `priors`."""
-        return self.prior_rates(normal(ids, self.config.latent, seed))
+        return self.prior_rates(normal(ids, self.config.latent, seed, Stream.PRIOR))
 
     def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
         ids = start + torch.arange(n, device=self.to_image.weight.device)
         rates = self.drawn_rates(ids, seed, self.chosen_prior(prior))
-        return self.sample(rates, seed=following(seed), sample_ids=ids)
+        return self.sample(rates, seed=seed, stream=Stream.PRIOR_SPIKES, sample_ids=ids)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..layers import at_least_fp32
 from ..losses import gaussian_divergence
-from ..prior import normal
+from ..noise import Stream, normal
 from .base import Model, drawn_if_none
 
 
@@ -64,7 +64,7 @@ class VAE(Model):
 
     def sample(self, mean: Tensor, log_variance: Tensor, seed: int | Tensor, sample_ids: Tensor) -> Tensor:
         """A latent (N, d) of the posterior; noise is keyed by seed and position."""
-        noise = normal(sample_ids, self.config.latent, seed)
+        noise = normal(sample_ids, self.config.latent, seed, Stream.POSTERIOR)
         return mean + (0.5 * log_variance).exp() * noise.to(mean.dtype)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class VAE(Model):
         self.chosen_prior(prior)
         weight = self.to_image.weight
         ids = start + torch.arange(n, device=weight.device)
-        return self.decode(normal(ids, self.config.latent, seed).to(weight.dtype))
+        return self.decode(normal(ids, self.config.latent, seed, Stream.PRIOR).to(weight.dtype))
 
     def forward(
         self, images: Tensor, *, seed: int | Tensor, start: int = 0, progress: float | Tensor = 0.0

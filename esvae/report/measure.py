@@ -30,7 +30,7 @@ from ..metrics.inception import inception_weights
 from ..models import Model
 from ..runs import Run, atomic_write
 
-VERSION = 1  # of what the analyses measure: what was kept by another one is measured again
+VERSION = 2  # of what the analyses measure: what was kept by another one is measured again
 FOLDER = "report"
 
 

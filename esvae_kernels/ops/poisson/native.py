@@ -10,7 +10,9 @@ from ... import native
 from ...surrogate import Surrogate
 
 
-def _values(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: Surrogate) -> dict[str, Any]:
+def _values(
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, spikes: Tensor, surrogate: Surrogate
+) -> dict[str, Any]:
     return {
         "dtype": native.DTYPES[rate.dtype],
         "spikes_dtype": native.OUT_DTYPES[spikes.dtype],
@@ -20,6 +22,7 @@ def _values(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: 
         "samples": len(rate),
         "elements": rate.numel() // max(len(rate), 1),
         "seed": seed.data_ptr(),  # read where the kernel runs: a captured graph draws new noise
+        "noise_stream": stream,
         "surrogate": surrogate.id,
         "shape": float(surrogate.parameter),
         "scale": float(surrogate.scale),
@@ -28,13 +31,23 @@ def _values(rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: 
     }
 
 
-def poisson(backend: str, rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
-    values = _values(rate, ids, seed, out, surrogate) | {"out": out.data_ptr()}
+def poisson(
+    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate
+) -> None:
+    values = _values(rate, ids, seed, stream, out, surrogate) | {"out": out.data_ptr()}
     native.call("poisson_forward", backend, rate, out.numel(), values)
 
 
 def poisson_backward(
-    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    backend: str,
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    stream: int,
+    dspikes: Tensor,
+    drate: Tensor,
+    surrogate: Surrogate,
 ) -> None:
-    values = _values(rate, ids, seed, dspikes, surrogate) | {"dspikes": dspikes.data_ptr(), "out": drate.data_ptr()}
+    values = _values(rate, ids, seed, stream, dspikes, surrogate)
+    values |= {"dspikes": dspikes.data_ptr(), "out": drate.data_ptr()}
     native.call("poisson_backward", backend, rate, dspikes.numel(), values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
 from ... import backends, check
-from ...library import learning, register
+from ...library import learning, one_by_one, register
 from ...surrogate import Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import reference
@@ -14,39 +16,36 @@ from . import reference
 _OPTIONS = "int surrogate, float shape, float scale, float shift, bool spiking"
 
 
-def _seed(seed: Tensor) -> int:
-    return int(seed) & 0xFFFFFFFFFFFFFFFF
-
-
-def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options):
+def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
     return rate.new_empty((steps, *rate.shape), dtype=dtype)
 
 
-def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options):
-    out = _poisson_fake(rate, ids, seed, steps, dtype)
+def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
+    out = _poisson_fake(rate, ids, seed, stream, steps, dtype)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return out
     backend, room = backends.room(__package__, rate.device)
     if room is None:
-        return out.copy_(reference.poisson(rate, ids, _seed(seed), steps, surrogate, dtype))
-    room.poisson(backend, rate.contiguous(), ids.contiguous(), seed, out, surrogate)
+        return out.copy_(reference.poisson(rate, ids, seed, steps, surrogate, dtype, stream))
+    room.poisson(backend, rate.contiguous(), ids.contiguous(), seed, stream, out, surrogate)
     return out
 
 
-def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, *options):
+def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options):
     return rate.new_empty(rate.shape)
 
 
-def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, *options):
-    drate = _poisson_backward_fake(rate, ids, seed, dspikes)
+def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options):
+    drate = _poisson_backward_fake(rate, ids, seed, stream, dspikes)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return drate
     backend, room = backends.room(__package__, rate.device)
     if room is None:
-        return drate.copy_(reference.poisson_backward(rate, ids, _seed(seed), dspikes, surrogate))
-    room.poisson_backward(backend, rate.contiguous(), ids.contiguous(), seed, dspikes.contiguous(), drate, surrogate)
+        return drate.copy_(reference.poisson_backward(rate, ids, seed, dspikes, surrogate, stream))
+    rate, ids, dspikes = rate.contiguous(), ids.contiguous(), dspikes.contiguous()
+    room.poisson_backward(backend, rate, ids, seed, stream, dspikes, drate, surrogate)
     return drate
 
 
@@ -54,34 +53,32 @@ def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _poisson_vmap(info, dims, rate, ids, seed, steps, dtype, *options):
-    _unbatched_seed(dims[2])
+def _poisson_vmap(info, dims, rate, ids, seed, stream, steps, dtype, *options):
+    if dims[2] is not None:  # a kernel reads one seed
+        return one_by_one(poisson_fwd, info, dims, rate, ids, seed, stream, steps, dtype, *options)
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
-    spikes = poisson_fwd(rate.flatten(0, 1), ids.flatten(), seed, steps, dtype, *options)
+    spikes = poisson_fwd(rate.flatten(0, 1), ids.flatten(), seed, stream, steps, dtype, *options)
     return spikes.unflatten(1, rate.shape[:2]), 1
 
 
-def _poisson_backward_vmap(info, dims, rate, ids, seed, dspikes, *options):
-    _unbatched_seed(dims[2])
+def _poisson_backward_vmap(info, dims, rate, ids, seed, stream, dspikes, *options):
+    if dims[2] is not None:
+        return one_by_one(poisson_bwd, info, dims, rate, ids, seed, stream, dspikes, *options)
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
-    dspikes = _front(dspikes, dims[3], info.batch_size).movedim(0, 1)
-    drate = poisson_bwd(rate.flatten(0, 1), ids.flatten(), seed, dspikes.flatten(1, 2), *options)
+    dspikes = _front(dspikes, dims[4], info.batch_size).movedim(0, 1)
+    drate = poisson_bwd(rate.flatten(0, 1), ids.flatten(), seed, stream, dspikes.flatten(1, 2), *options)
     return drate.unflatten(0, rate.shape[:2]), 0
 
 
-def _unbatched_seed(dim: int | None) -> None:
-    if dim is not None:
-        raise NotImplementedError("seed: vmap over seeds is not supported; give different sample_ids instead")
-
-
 poisson_fwd = register(
-    f"poisson_fwd(Tensor rate, Tensor ids, Tensor seed, SymInt steps, ScalarType dtype, {_OPTIONS}) -> Tensor",
+    "poisson_fwd(Tensor rate, Tensor ids, Tensor seed, int stream, SymInt steps, ScalarType dtype, "
+    f"{_OPTIONS}) -> Tensor",
     _poisson,
     _poisson_fake,
     _poisson_vmap,
 )
 poisson_bwd = register(
-    f"poisson_bwd(Tensor rate, Tensor ids, Tensor seed, Tensor dspikes, {_OPTIONS}) -> Tensor",
+    f"poisson_bwd(Tensor rate, Tensor ids, Tensor seed, int stream, Tensor dspikes, {_OPTIONS}) -> Tensor",
     _poisson_backward,
     _poisson_backward_fake,
     _poisson_backward_vmap,
@@ -92,18 +89,18 @@ class _Poisson(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, steps, dtype, options):
-        return poisson_fwd(rate, ids, seed, steps, dtype, *options)
+    def forward(rate, ids, seed, stream, steps, dtype, options):
+        return poisson_fwd(rate, ids, seed, stream, steps, dtype, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rate, ids, seed, _, _, ctx.options = inputs
+        rate, ids, seed, ctx.stream, _, _, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed)
 
     @staticmethod
     def backward(ctx, dspikes):
-        drate = _PoissonBackward.apply(*ctx.saved_tensors, dspikes, ctx.options)
-        return drate, None, None, None, None, None
+        drate = _PoissonBackward.apply(*ctx.saved_tensors, ctx.stream, dspikes, ctx.options)
+        return drate, None, None, None, None, None, None
 
 
 class _PoissonBackward(torch.autograd.Function):
@@ -112,12 +109,12 @@ class _PoissonBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, dspikes, options):
-        return poisson_bwd(rate, ids, seed, dspikes, *options)
+    def forward(rate, ids, seed, stream, dspikes, options):
+        return poisson_bwd(rate, ids, seed, stream, dspikes, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rate, ids, seed, dspikes, ctx.options = inputs
+        rate, ids, seed, ctx.stream, dspikes, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed, dspikes)
 
     @staticmethod
@@ -126,11 +123,12 @@ class _PoissonBackward(torch.autograd.Function):
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             rate, dspikes = (t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (rate, dspikes))
-            drate = reference.poisson_backward(rate, ids, _seed(seed), dspikes, from_arguments(*ctx.options))
+            surrogate = from_arguments(*ctx.options)
+            drate = reference.poisson_backward(rate, ids, seed, dspikes, surrogate, ctx.stream)
             second = torch.autograd.grad(
                 drate, (rate, dspikes), ddrate, create_graph=again, allow_unused=True, materialize_grads=True
             )
-        return second[0], None, None, second[1], None
+        return second[0], None, None, None, second[1], None
 
 
 def poisson(
@@ -141,6 +139,7 @@ def poisson(
     surrogate: Surrogate = Rectangular(0.5),  # noqa: B008 - frozen
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
+    stream: int = 0,
     dtype: torch.dtype | None = None,
     check_rates: bool = False,
 ) -> Tensor:
@@ -151,8 +150,8 @@ def poisson(
         u = torch.rand(T, *rate.shape)
         z = (u < rate)                      # dz/drate: the surrogate's derivative at rate - u
 
-    but u comes from Philox4x32-10 keyed by seed, sample, element and time (see `reference.py`), is never stored, and is
-    drawn again in the backward.
+    but u comes from Philox4x32-10 keyed by seed, stream, sample, element and time (see `reference.py`), is never
+    stored, and is drawn again in the backward.
 
     Args:
         rate: firing rates per time step, (N, *), fp64, fp32, bf16 or fp16. Rates <= 0 and NaN never fire, rates >= 1
@@ -162,6 +161,8 @@ def poisson(
         surrogate: one of `esvae_kernels.surrogate`. Default: `Rectangular(0.5)`, the paper's.
         generator: draws the seed; default: torch's generator of the rates' device.
         seed: an integer, or an int64 tensor of one element on the rates' device, instead of drawing one.
+        stream: 0 to 2^63 - 1, which of the seed's streams of noise. Where several draws are given one seed, give each a
+            stream of its own: noise of different streams, of this seed and others, is independent.
         dtype: the spikes' dtype: fp64, fp32, bf16 or fp16, or uint8 where no gradient flows. Default: the rates' own.
             The rates' gradient comes back in the rates' dtype.
         check_rates: raise if a rate is NaN or outside [0, 1] (waits for the device).
@@ -175,6 +176,7 @@ def poisson(
     check.floating("rate", rate, 1, "(N, *)")
     steps = check.steps("steps", steps)
     surrogate = check.surrogate(surrogate)
+    stream = check_stream(stream)
     dtype = check.spikes_dtype(dtype, rate.dtype, surrogate.spiking, learning(rate))
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, accepted is one of them")
@@ -188,18 +190,28 @@ def poisson(
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
     numbers = (float(surrogate.parameter), float(surrogate.scale), float(surrogate.shift))
     options = (surrogate.id, *numbers, surrogate.spiking)
-    return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, dtype, options)
+    seed = seed_tensor(seed, generator, rate.device)
+    return _Poisson.apply(rate, sample_ids, seed, stream, steps, dtype, options)
+
+
+def check_stream(stream: object) -> int:
+    if isinstance(stream, bool) or not isinstance(stream, Integral) or not 0 <= stream < 2**63:
+        raise ValueError(f"stream: got {stream!r}, accepted is an integer from 0 to 2^63 - 1")
+    return int(stream)
 
 
 def seed_tensor(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """The 64-bit seed as the raw op takes it: int64, one element, on the device (a captured graph re-reads it)."""
     if isinstance(seed, Tensor):
+        if seed.dim() == 0:
+            seed = seed.reshape(1)
         check.like("seed", seed, (1,), torch.int64, device)
         return seed
     if seed is None:
         source = generator.device if generator is not None else device
         return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=source).to(device)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed: got {seed!r}, accepted is an integer of 64 bits")
+    seed = int(seed)
     # Filled on the device: a copy from the host would wait for it, and could not be captured in a graph.
     return torch.full((1,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device)

@@ -48,6 +48,16 @@ def _philox(key, c0, c1, c2, c3):
 
 
 @triton.jit
+def _key(seed, stream):
+    """The stream's key: the seed itself in stream 0, else as SplitMix64 mixes it."""
+    first = tl.load(seed).to(tl.uint64)
+    z = first + stream.to(tl.uint64) * 0x9E3779B97F4A7C15
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return tl.where(stream == 0, first, z ^ (z >> 31))
+
+
+@triton.jit
 def _uniform(word, R: tl.constexpr):
     """In [0, 1): the word's upper 24 bits, exact in fp32."""
     return (word >> 8).to(tl.int32).to(R) * 5.9604644775390625e-08
@@ -67,7 +77,7 @@ def _load(rate, ids, at, mask, row, rows, column):
 
 @tiles.jit
 def _poisson_forward(
-    rate, ids, seed, out, rows: tl.int64, columns: tl.int64, steps: tl.int64, share: tl.int64,
+    rate, ids, seed, stream: tl.int64, out, rows: tl.int64, columns: tl.int64, steps: tl.int64, share: tl.int64,
     shape: tl.float64, scale: tl.float64, shift: tl.float64,
     ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
     SURROGATE: tl.constexpr, SMOOTH: tl.constexpr,
@@ -80,7 +90,7 @@ def _poisson_forward(
     # u = k 2^-24 is below r where k is below r 2^24, rounded up: where the word, 2^8 k and some bits more, is at most:
     limit = tl.ceil(tl.where(r < 1, tl.where(r > 0, r, 1.0), 1.0) * 16777216.0).to(tl.int32).to(tl.uint32) * 256 - 1
     spike = (r > 0).to(tl.float32).to(S)  # 0 where it never fires
-    key, first = tl.load(seed), tl.program_id(1) * share
+    key, first = _key(seed, stream), tl.program_id(1) * share
     for group in range(first, min(first + share, tl.cdiv(steps, _LANES))):
         words = _philox(key, element, tl.cast(group, tl.uint32), low, high)
         for lane in tl.static_range(_LANES):
@@ -95,7 +105,7 @@ def _poisson_forward(
 
 @tiles.jit
 def _poisson_backward(
-    rate, ids, seed, dspikes, drate, rows: tl.int64, columns: tl.int64, steps: tl.int64,
+    rate, ids, seed, stream: tl.int64, dspikes, drate, rows: tl.int64, columns: tl.int64, steps: tl.int64,
     shape: tl.float64, scale: tl.float64, shift: tl.float64,
     ALIGNED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, SURROGATE: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +113,7 @@ def _poisson_backward(
     columns = aligned(columns, ALIGNED)
     at, mask, row, column = tile(rows, columns, ALIGNED, TILE_ROWS, TILE_COLUMNS)
     r, element, low, high = _load(rate, ids, at, mask, row, rows, column)
-    key, total = tl.load(seed), tl.zeros_like(r)
+    key, total = _key(seed, stream), tl.zeros_like(r)
     for group in range(tl.cdiv(steps, _LANES)):
         ds = ()
         for lane in tl.static_range(_LANES):
@@ -129,12 +139,13 @@ def _tiles(rate: Tensor, per_thread: int) -> Tiles:
 
 
 def _arguments(
-    geometry: Tiles, rate: Tensor, ids: Tensor, seed: Tensor, spikes: Tensor, surrogate: Surrogate
+    geometry: Tiles, rate: Tensor, ids: Tensor, seed: Tensor, stream: int, spikes: Tensor, surrogate: Surrogate
 ) -> dict[str, Any]:
     return {
         "rate": rate,
         "ids": ids,
         "seed": seed,
+        "stream": stream,
         "rows": geometry.rows,
         "columns": geometry.columns,
         "steps": len(spikes),
@@ -148,23 +159,32 @@ def _arguments(
     }
 
 
-def poisson(backend: str, rate: Tensor, ids: Tensor, seed: Tensor, out: Tensor, surrogate: Surrogate) -> None:
+def poisson(
+    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, stream: int, out: Tensor, surrogate: Surrogate
+) -> None:
     """Spikes (T, N, *) into `out`, of `rate` (N, *), which is not empty."""
     geometry = _tiles(rate, _PER_THREAD)
     groups, programs = triton.cdiv(len(out), _LANES.value), geometry.grid[0]
     shares = triton.cdiv(groups, max(_SHARE, triton.cdiv(groups * programs, _PROGRAMS)))
-    arguments = _arguments(geometry, rate, ids, seed, out, surrogate)
+    arguments = _arguments(geometry, rate, ids, seed, stream, out, surrogate)
     arguments |= {"out": out, "share": triton.cdiv(groups, shares), "SMOOTH": not surrogate.spiking}
     tiles.launch(_poisson_forward, (programs, shares), num_warps=_WARPS, **arguments)
 
 
 def poisson_backward(
-    backend: str, rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, drate: Tensor, surrogate: Surrogate
+    backend: str,
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    stream: int,
+    dspikes: Tensor,
+    drate: Tensor,
+    surrogate: Surrogate,
 ) -> None:
     """The gradient of `rate` into `drate`, from that of the spikes (T, N, *)."""
     geometry = _tiles(rate, min(16 // dspikes.element_size(), 32 // rate.element_size()))
     only_fp32 = geometry.ALIGNED and rate.dtype == dspikes.dtype == torch.float32
-    arguments = _arguments(geometry, rate, ids, seed, dspikes, surrogate)
+    arguments = _arguments(geometry, rate, ids, seed, stream, dspikes, surrogate)
     arguments |= {
         "dspikes": dspikes,
         "drate": drate,
