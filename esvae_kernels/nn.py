@@ -427,7 +427,7 @@ class Poisson(nn.Module):
 
     Equivalent to: `(torch.rand(steps, *rate.shape) < rate)`, differentiable in the rate.
 
-    Shapes: rate (N, *) in [0, 1]; returns spikes (steps, N, *) in `dtype` (default: the rates' own).
+    Shapes: rate (N, *) in [0, 1]; returns spikes (steps, N, *) in `out_dtype` (default: the rates' own).
 
     Args:
         stream: of the noise; where several layers are given one seed, each takes a stream of its own.
@@ -439,12 +439,17 @@ class Poisson(nn.Module):
         *,
         surrogate: Surrogate = Rectangular(0.5),  # noqa: B008 - frozen
         stream: int = 0,
-        dtype: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
         check_rates: bool = False,
+        **renamed: object,
     ) -> None:
         super().__init__()
-        self.steps, self.surrogate, self.stream = steps, surrogate, check_stream(stream)
-        self.dtype, self.check_rates = dtype, check_rates
+        if renamed:
+            check.renamed("Poisson", renamed, {"dtype": "out_dtype="})
+        self.steps, self.surrogate = check.steps("steps", steps), check.surrogate(surrogate)
+        self.stream, self.check_rates = check_stream(stream), check_rates
+        check.spikes_dtype(out_dtype, torch.float32, surrogate.spiking, False)
+        self.out_dtype = out_dtype
 
     def forward(
         self,
@@ -462,11 +467,11 @@ class Poisson(nn.Module):
             generator=generator,
             seed=seed,
             stream=self.stream,
-            dtype=self.dtype,
+            dtype=self.out_dtype,
             check_rates=self.check_rates,
         )
 
     def extra_repr(self) -> str:
         stream = f", stream={self.stream}" if self.stream else ""
-        dtype = "" if self.dtype is None else f", dtype={self.dtype}"
+        dtype = "" if self.out_dtype is None else f", out_dtype={self.out_dtype}"
         return f"steps={self.steps}, surrogate={self.surrogate!r}{stream}{dtype}"

@@ -146,7 +146,7 @@ BAD = {
     "channels": (ValueError, "channels: got 0", lambda: nn.BNLIF(0, **NEURON)),
     "poisson-steps": (ValueError, "steps: got 0", lambda: nn.Poisson(0)),
     "poisson-surrogate": (TypeError, "surrogate: got 'atan'", lambda: nn.Poisson(4, surrogate="atan")),
-    "poisson-dtype": (TypeError, "out_dtype: got torch.int64", lambda: nn.Poisson(4, out_dtype=torch.int64)),
+    "poisson-dtype": (TypeError, "dtype: got torch.int64", lambda: nn.Poisson(4, out_dtype=torch.int64)),
     "poisson-renamed": (
         TypeError,
         "Poisson: got the keyword dtype, accepted in its place is out_dtype=",

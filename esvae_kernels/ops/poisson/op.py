@@ -8,15 +8,29 @@ import torch
 from torch import Tensor
 
 from ... import backends, check
-from ...library import learning, one_by_one, register
-from ...surrogate import Rectangular, Surrogate
+from ...library import Autograd, autograd_of, eager, learning, one_by_one, register, require
+from ...native import DTYPES, OUT_DTYPES
+from ...surrogate import SURROGATES, Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import reference
 
 _OPTIONS = "int surrogate, float shape, float scale, float shift, bool spiking"
 
 
+def _require(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, surrogate: int) -> None:
+    """What the kernels take for granted: they have addresses alone."""
+    require(rate.dim() >= 1 and rate.dtype in DTYPES, lambda: f"rate: got shape {tuple(rate.shape)}, {rate.dtype}")
+    for name, tensor, shape in (("ids", ids, tuple(rate.shape[:1])), ("seed", seed, (1,))):
+        right = tuple(tensor.shape) == shape and tensor.dtype == torch.int64 and tensor.device == rate.device
+        require(right, lambda n=name, t=tensor: f"{n}: got shape {tuple(t.shape)}, {t.dtype}, on {t.device}")  # type: ignore[misc]
+    require(stream >= 0, lambda: f"stream: got {stream}")
+    require(surrogate in SURROGATES, lambda: f"surrogate: got the id {surrogate}")
+
+
 def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
+    _require(rate, ids, seed, stream, options[0])
+    require(steps >= 1, lambda: f"steps: got {steps}")
+    require(dtype in OUT_DTYPES, lambda: f"dtype: got {dtype}")
     return rate.new_empty((steps, *rate.shape), dtype=dtype)
 
 
@@ -33,6 +47,10 @@ def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, d
 
 
 def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options):
+    _require(rate, ids, seed, stream, options[0])
+    right = dspikes.dim() == rate.dim() + 1 and dspikes.shape[1:] == rate.shape and dspikes.dtype in DTYPES
+    right = right and dspikes.shape[0] >= 1 and dspikes.device == rate.device
+    require(right, lambda: f"dspikes: got shape {tuple(dspikes.shape)}, {dspikes.dtype}, on {dspikes.device}")
     return rate.new_empty(rate.shape)
 
 
@@ -131,6 +149,9 @@ class _PoissonBackward(torch.autograd.Function):
         return second[0], None, None, None, second[1], None
 
 
+_EagerPoisson = eager(_Poisson)
+
+
 def poisson(
     rate: Tensor,
     steps: int,
@@ -158,7 +179,8 @@ def poisson(
             always do.
         steps: T, at least 1.
         sample_ids: int64 (N): each sample's position in the global batch. Default: 0 .. N-1.
-        surrogate: one of `esvae_kernels.surrogate`. Default: `Rectangular(0.5)`, the paper's.
+        surrogate: one of `esvae_kernels.surrogate`, whose shape parameter is read here where it is a tensor. Default:
+            `Rectangular(0.5)`, the paper's.
         generator: draws the seed; default: torch's generator of the rates' device.
         seed: an integer, or an int64 tensor of one element on the rates' device, instead of drawing one.
         stream: 0 to 2^63 - 1, which of the seed's streams of noise. Where several draws are given one seed, give each a
@@ -190,8 +212,13 @@ def poisson(
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
     numbers = (float(surrogate.parameter), float(surrogate.scale), float(surrogate.shift))
     options = (surrogate.id, *numbers, surrogate.spiking)
-    seed = seed_tensor(seed, generator, rate.device)
-    return _Poisson.apply(rate, sample_ids, seed, stream, steps, dtype, options)
+    arguments = (rate, sample_ids, seed_tensor(seed, generator, rate.device), stream, steps, dtype)
+    mode = autograd_of(rate)
+    if mode is Autograd.FORWARD:
+        return reference.poisson(*arguments[:3], steps, surrogate, dtype, stream)
+    if mode is Autograd.NONE:
+        return poisson_fwd(*arguments, *options)
+    return (_EagerPoisson if mode is Autograd.EAGER else _Poisson).apply(*arguments, options)
 
 
 def check_stream(stream: object) -> int:
