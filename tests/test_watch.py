@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kernel_helpers import assert_same_bits, one_line, randn
+from kernel_helpers import assert_same_bits, channels_last, one_line, randn
 from recording import Recording
 from torch import Tensor, nn
 
@@ -59,6 +59,15 @@ def test_rates_and_shares_are_those_of_the_spikes() -> None:
     assert row.saturated == fired.all(0).double().mean() == 2 / 15
     assert row.grad_output is row.grad_input is None
     assert row.words == ("saturated",)
+
+
+def test_neurons_of_both_layouts_are_the_same() -> None:
+    layer, x = LIF(**NEURON), randn(3, 2, 4, 5, 3)
+    with ek.watch(layer) as watched:
+        spikes = [layer(x), layer(channels_last(randn(3, 2, 4, 5, 3, seed=1)))]
+    fired = torch.cat(spikes).flatten(0, 1) > 0
+    assert not spikes[1].is_contiguous()
+    assert 0 < only(watched).silent == (~fired).all(0).double().mean()
 
 
 def test_nothing_changes() -> None:
@@ -258,6 +267,7 @@ def test_classes_of_the_caller() -> None:
     with ek.watch(layer := Mine(lambda s: {"spikes": s}), kinds=Mine) as watched:
         layer(x)
     assert only(watched).rate is None
+    assert only(watched).words == ("returns a dict",)
 
 
 def test_hooks_end_with_the_block() -> None:
