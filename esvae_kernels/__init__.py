@@ -7,6 +7,7 @@ from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
 from .reset import Delayed, Hard, Reset, Soft
+from .watch import watch
 
 __version__ = package_version()
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "surrogate",
     "tune_allocator",
     "use_backend",
+    "watch",
 ]

@@ -18,7 +18,9 @@ def blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("first", ["import torch\nimport esvae_kernels", "import torch\nfrom torch", "from pathlib"])
+@pytest.mark.parametrize(
+    "first", ["import torch\nimport esvae_kernels", "import torch\nfrom torch", "from sklearn", "from pathlib"]
+)
 def test_readme(first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = (block for block in blocks("README.md") if block.startswith(first))
