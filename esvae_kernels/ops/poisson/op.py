@@ -35,7 +35,7 @@ def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: i
 
 
 def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
-    out = _poisson_fake(rate, ids, seed, stream, steps, dtype)
+    out = _poisson_fake(rate, ids, seed, stream, steps, dtype, *options)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return out
@@ -55,7 +55,7 @@ def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int,
 
 
 def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options):
-    drate = _poisson_backward_fake(rate, ids, seed, stream, dspikes)
+    drate = _poisson_backward_fake(rate, ids, seed, stream, dspikes, *options)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
         return drate
