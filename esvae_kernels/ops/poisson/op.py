@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,7 @@ from ...surrogate import Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import reference
 
+_Options: TypeAlias = tuple[int, float, float, float, bool]  # the arguments of `from_arguments`
 _OPTIONS = "int surrogate, float shape, float scale, float shift, bool spiking"
 
 
@@ -18,11 +22,11 @@ def _seed(seed: Tensor) -> int:
     return int(seed) & 0xFFFFFFFFFFFFFFFF
 
 
-def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options):
+def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options: object) -> Tensor:
     return rate.new_empty((steps, *rate.shape), dtype=dtype)
 
 
-def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options):
+def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, *options: *_Options) -> Tensor:
     out = _poisson_fake(rate, ids, seed, steps, dtype)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
@@ -34,11 +38,11 @@ def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.d
     return out
 
 
-def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, *options):
+def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, *options: object) -> Tensor:
     return rate.new_empty(rate.shape)
 
 
-def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, *options):
+def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, *options: *_Options) -> Tensor:
     drate = _poisson_backward_fake(rate, ids, seed, dspikes)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
@@ -54,14 +58,31 @@ def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _poisson_vmap(info, dims, rate, ids, seed, steps, dtype, *options):
+def _poisson_vmap(
+    info: Any,
+    dims: Sequence[int | None],
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    steps: int,
+    dtype: torch.dtype,
+    *options: object,
+) -> tuple[Tensor, int]:
     _unbatched_seed(dims[2])
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
     spikes = poisson_fwd(rate.flatten(0, 1), ids.flatten(), seed, steps, dtype, *options)
     return spikes.unflatten(1, rate.shape[:2]), 1
 
 
-def _poisson_backward_vmap(info, dims, rate, ids, seed, dspikes, *options):
+def _poisson_backward_vmap(
+    info: Any,
+    dims: Sequence[int | None],
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    dspikes: Tensor,
+    *options: object,
+) -> tuple[Tensor, int]:
     _unbatched_seed(dims[2])
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
     dspikes = _front(dspikes, dims[3], info.batch_size).movedim(0, 1)
@@ -92,18 +113,18 @@ class _Poisson(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, steps, dtype, options):
+    def forward(rate: Tensor, ids: Tensor, seed: Tensor, steps: int, dtype: torch.dtype, options: _Options) -> Tensor:
         return poisson_fwd(rate, ids, seed, steps, dtype, *options)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         rate, ids, seed, _, _, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed)
 
     @staticmethod
-    def backward(ctx, dspikes):
-        drate = _PoissonBackward.apply(*ctx.saved_tensors, dspikes, ctx.options)
-        return drate, None, None, None, None, None
+    def backward(ctx: Any, dspikes: Tensor) -> tuple[Tensor | None, ...]:
+        apply: Callable[..., Tensor] = _PoissonBackward.apply
+        return apply(*ctx.saved_tensors, dspikes, ctx.options), None, None, None, None, None
 
 
 class _PoissonBackward(torch.autograd.Function):
@@ -112,16 +133,16 @@ class _PoissonBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, dspikes, options):
+    def forward(rate: Tensor, ids: Tensor, seed: Tensor, dspikes: Tensor, options: _Options) -> Tensor:
         return poisson_bwd(rate, ids, seed, dspikes, *options)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         rate, ids, seed, dspikes, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed, dspikes)
 
     @staticmethod
-    def backward(ctx, ddrate):
+    def backward(ctx: Any, ddrate: Tensor) -> tuple[Tensor | None, ...]:
         rate, ids, seed, dspikes = ctx.saved_tensors
         again = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -188,7 +209,8 @@ def poisson(
         check.like("sample_ids", sample_ids, (rate.shape[0],), torch.int64, rate.device)
     numbers = (float(surrogate.parameter), float(surrogate.scale), float(surrogate.shift))
     options = (surrogate.id, *numbers, surrogate.spiking)
-    return _Poisson.apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, dtype, options)
+    apply: Callable[..., Tensor] = _Poisson.apply
+    return apply(rate, sample_ids, seed_tensor(seed, generator, rate.device), steps, dtype, options)
 
 
 def seed_tensor(seed: int | Tensor | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
