@@ -1,4 +1,4 @@
-"""That what mypy passes runs as well. mypy itself, over that script and over what it has to refuse, is in `make lint`."""
+"""What mypy passes runs as well. mypy itself, over that script and over what it has to refuse, is in `make lint`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Required, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import torch
@@ -321,7 +321,7 @@ def _reference_backward(
     x, v, i, parameters, weights = inputs
     start = torch.zeros(shapes.inner, dtype=shapes.state_dtype, device=x.device)
     inputs = (x, start if v is None else v, start if i is None else i, parameters, weights)
-    found = differentiate(partial(reference.lif, p=shapes.p), inputs, cotangents)
+    found = differentiate(lambda x, v, i, a, w: reference.lif(x, v, i, a, w, shapes.p), inputs, cotangents)
     empty = _gradients(shapes, parameters, wanted)
     results = [e if f is None or not e.numel() else e.copy_(f) for e, f in zip(empty, found, strict=True)]
     if center_of_x is not None:
@@ -531,7 +531,9 @@ class _LifBackward(torch.autograd.Function):
             ddweights if wanted.weights else None,
         )
         p = with_shape(ctx.options.neuron, shape)
-        first, second = differentiate_twice(partial(reference.lif, p=p), inputs, cotangents, seconds)
+        first, second = differentiate_twice(
+            lambda x, v, i, a, w: reference.lif(x, v, i, a, w, p), inputs, cotangents, seconds
+        )
         return *first, None, None, *second, None, None
 
 
