@@ -21,7 +21,7 @@ help:
 	@echo "make soak   trainings killed at random instants, a million damaged files: an hour"
 	@echo "make gpu    on a machine with a GPU, with the Python that is there: its tests, compute-sanitizer, its benchmarks"
 	@echo "make gpu-train   on such a machine: train on Fashion-MNIST for 9 minutes at most; again: goes on"
-	@echo "make lint   formatting and lint"
+	@echo "make lint   formatting, lint, types"
 	@echo "make wheel  an sdist and a wheel, into dist/"
 	@echo "make check-install   whether constraints.txt resolves on every platform and Python"
 	@echo "make sanitize   the kernel tests under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer"
@@ -89,6 +89,7 @@ gpu-train:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 # Every extra on every platform and Python, from an index, without downloading a wheel.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ def floating(name: str, tensor: object, least_dims: int, shape: str) -> None:
 
 
 def steps(name: str, value: object) -> int:
-    if isinstance(value, Tensor) and torch.jit.is_tracing():  # a size of a tensor is one, there
-        value = int(value)
+    if isinstance(value, Tensor) and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        value = int(value)  # a size of a tensor is one, there
     if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt) or value < 1:
         raise ValueError(f"{name}: got {value!r}, accepted is an integer of at least 1")
     return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value]
@@ -91,15 +91,16 @@ def spikes_dtype(dtype: object, source: torch.dtype, integers: bool, learns: boo
     return dtype
 
 
-def renamed(function: str, options: dict[str, object], names: dict[str, str]) -> NoReturn:
+def renamed(function: str, options: Mapping[str, object], names: Mapping[str, str]) -> NoReturn:
     """A keyword that is not known; `names`: those of before, and what they are now."""
     for name in options.keys() & names.keys():
         raise TypeError(f"{function}: got the keyword {name}, accepted in its place is {names[name]}")
     raise TypeError(f"{function}: got the unknown keyword {next(iter(options))}")
 
 
-def surrogate(value: object) -> Surrogate:
+def surrogate(value: Any) -> Surrogate:
     if type(value) not in SURROGATES.values():  # the kernels would pass by what a subclass changes
         hint = " (an instance, not the class)" if isinstance(value, type) else ""
         raise TypeError(f"surrogate: got {value!r}, accepted is one of esvae_kernels.surrogate{hint}")
-    return value
+    checked: Surrogate = value
+    return checked

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .surrogate.reference import forward_mode
+
+Result = TypeVar("Result")
+Optional = Tensor | None
 
 LIBRARY = torch.library.Library("esvae_kernels", "DEF")
 
@@ -17,18 +21,23 @@ LIBRARY = torch.library.Library("esvae_kernels", "DEF")
 _PLAIN = {torch.nn.Parameter, type(None), str, int, float, bool, torch.dtype}
 
 
-def register(schema: str, run: Callable, fake: Callable, vmap: Callable | None = None) -> Callable:
+def register(
+    schema: str,
+    run: Callable[..., Result],
+    fake: Callable[..., Result],
+    vmap: Callable[..., tuple[object, object]] | None = None,
+) -> Callable[..., Result]:
     """Defines `esvae_kernels::<schema>` for every device, and returns what calls the op, or where nobody would notice
     `run` itself: the way through torch's dispatcher takes 5 to 10 us. Without a `vmap` rule, it loops."""
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     qualified = f"{LIBRARY.ns}::{name}"
-    op = getattr(getattr(torch.ops, LIBRARY.ns), name).default
+    op: Callable[..., Result] = getattr(getattr(torch.ops, LIBRARY.ns), name).default
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     torch.library.register_vmap(qualified, vmap or (lambda *call: one_by_one(op, *call)), lib=LIBRARY)
 
-    def call(*arguments):  # type: ignore[no-untyped-def]
+    def call(*arguments: object) -> Result:
         return op(*arguments) if torch.compiler.is_compiling() or _noticed(arguments) else run(*arguments)
 
     return call
@@ -43,10 +52,11 @@ def _noticed(arguments: Sequence[object]) -> bool:
         or torch._C._autograd._profiler_enabled()
     ):
         return True
+    argument: Any  # of a type that `kind` tells, which mypy does not follow
     for argument in arguments:
         kind = type(argument)
         if kind is Tensor:
-            if argument.is_neg() or argument.is_meta:  # type: ignore[attr-defined]
+            if argument.is_neg() or argument.is_meta:
                 return True
         elif kind not in _PLAIN:
             return True
@@ -86,7 +96,7 @@ def autograd_of(*tensors: Tensor | None) -> Autograd:
     if torch._C._are_functorch_transforms_active():
         return Autograd.FULL
     learns = learning(*tensors)
-    if learns and torch.jit.is_tracing():
+    if learns and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             "torch.jit.trace: got tensors that need a gradient, which a trace drops; accepted is a trace under"
             " torch.no_grad(), and torch.compile or torch.export in its place"
@@ -98,7 +108,7 @@ def eager(function: type[torch.autograd.Function]) -> type[torch.autograd.Functi
     """The same autograd function with forward and setup_context in one: `apply` of the other form binds the arguments
     to a signature that it inspects anew in each call, which takes 35 us."""
 
-    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
         function.setup_context(ctx, inputs, output)
         return output
@@ -107,7 +117,9 @@ def eager(function: type[torch.autograd.Function]) -> type[torch.autograd.Functi
     return type(f"Eager{function.__name__.lstrip('_')}", (torch.autograd.Function,), members)
 
 
-def one_by_one(op: Callable, info, dims: Sequence[int | None], *arguments) -> tuple:
+def one_by_one(
+    op: Callable[..., Any], info: Any, dims: Sequence[int | None], *arguments: Any
+) -> tuple[Tensor | tuple[Tensor, ...], int | tuple[int, ...]]:
     """The vmap rule that calls the op for each sample: for what samples do not share, such as sums over a batch."""
     calls = [
         op(*(a if d is None else a.select(d, k) for a, d in zip(arguments, dims, strict=True)))
@@ -117,9 +129,6 @@ def one_by_one(op: Callable, info, dims: Sequence[int | None], *arguments) -> tu
         return torch.stack(calls), 0
     results = tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True))
     return results, (0,) * len(results)
-
-
-Optional = Tensor | None
 
 
 def differentiate(
@@ -173,14 +182,15 @@ def _leaf(tensor: Optional) -> Optional:
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
-def _gradients(pairs: list, inputs: Sequence[Optional], create_graph: bool) -> list[Optional]:
+def _gradients(pairs: list[tuple[Tensor, Tensor]], inputs: Sequence[Optional], create_graph: bool) -> list[Optional]:
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     pairs = [(out, c) for out, c in pairs if out.requires_grad]
     if not pairs:
-        found = iter(torch.zeros_like(t) for t in wanted)
+        found: Sequence[Tensor] = [torch.zeros_like(t) for t in wanted]
     else:
         outs, cs = zip(*pairs, strict=True)
-        found = iter(
-            torch.autograd.grad(outs, wanted, cs, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            outs, wanted, cs, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
+    left = iter(found)
+    return [next(left) if t is not None and t.requires_grad else None for t in inputs]

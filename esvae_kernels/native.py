@@ -67,7 +67,7 @@ class _Function(NamedTuple):
     run: Callable[[bytes], Any]
     home: str  # the type of device whose tensors it takes
     pack: Callable[..., bytes]  # the values in order
-    in_order: Callable[[dict[str, Any]], tuple]
+    in_order: Callable[[dict[str, Any]], tuple[Any, ...]]
     null: dict[str, int]  # every address, as it is where a call does not name it
     names: tuple[str, ...]
 

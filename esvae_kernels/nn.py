@@ -14,8 +14,8 @@ Each returns its spikes alone, so that it fits into `nn.Sequential`, and keeps n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ class _Neuron(nn.Module):
 
     def __init__(
         self,
-        options: dict[str, object],
-        renamed: dict[str, object],
+        options: dict[str, Any],
+        renamed: Mapping[str, object],
         *,
         return_state: bool,
         stateful: bool,
@@ -86,7 +86,7 @@ class _Neuron(nn.Module):
 
     def _check(self) -> None:
         """What of the options can be checked without an input."""
-        options = {name: 1.0 if isinstance(value, Tensor) else value for name, value in self.options.items()}
+        options: dict[str, Any] = {k: 1.0 if isinstance(value, Tensor) else value for k, value in self.options.items()}
         reset = options.get("reset", Hard())
         v_reset = reset.v_reset if isinstance(reset, Hard) and not isinstance(reset.v_reset, Tensor) else 0.0
         readout = options.get("readout")
@@ -112,7 +112,7 @@ class _Neuron(nn.Module):
         )
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """The op's arguments, as they are now."""
         found = {name: getattr(self, name) for name in self._names}
         if "v_reset" in found:
@@ -130,7 +130,9 @@ class _Neuron(nn.Module):
         """No gradient flows to what was before: for truncated backpropagation through time."""
         self._state = tuple(None if state is None else state.detach() for state in self._state)
 
-    def _run(self, op: Callable[..., tuple[Tensor, ...]], x: Tensor, states: tuple, **options: object):  # type: ignore[no-untyped-def]
+    def _run(
+        self, op: Callable[..., tuple[Tensor, ...]], x: Tensor, states: tuple[Tensor | None, ...], **options: Any
+    ) -> Tensor | tuple[Tensor, ...]:
         """What `forward` returns. `op(x, v, i, steps=..., ...)` -> (spikes, v, i where there is a synaptic current, m
         where it is recorded)."""
         steps = options.get("steps")
@@ -164,11 +166,11 @@ class _Neuron(nn.Module):
         return self._state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._state = tuple(None if state is None else fn(state).to(state.dtype) for state in self._state)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:  # type: ignore[override]
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for old, new in (("rest", "bias"), ("synapse", "synaptic_decay")):  # names of version 0.1
             if prefix + old in state_dict and new in self._names:
                 state_dict[prefix + new] = state_dict.pop(prefix + old)
@@ -221,9 +223,9 @@ class LIF(_Neuron):
         single_step: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **renamed: object,
+        **renamed: Never,
     ) -> None:
-        options = {
+        options: dict[str, Any] = {
             "decay": decay,
             "threshold": threshold,
             "gain": gain,
@@ -284,12 +286,12 @@ class LI(_Neuron):
         single_step: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **renamed: object,
+        **renamed: Never,
     ) -> None:
         if isinstance(readout, str) and readout not in ("last", "mean"):
             raise ValueError(f"readout: got {readout!r}, accepted are None, 'last', 'mean' or T weights")
         self.last = isinstance(readout, str) and readout == "last"
-        options = {
+        options: dict[str, Any] = {
             "decay": decay,
             "gain": gain,
             "bias": bias,
@@ -312,9 +314,9 @@ class LI(_Neuron):
     ) -> Tensor | tuple[Tensor, ...]:
         return self._run(self._integrate, x, (v, i), steps=steps, **self.options)
 
-    def _integrate(self, x: Tensor, v: Tensor | None, i: Tensor | None, **options: object) -> tuple[Tensor, ...]:
+    def _integrate(self, x: Tensor, v: Tensor | None, i: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
         # The "spike" of a StraightThrough that does not spike is m - threshold, that is the potential itself.
-        outputs = lif(x, v, i, threshold=0.0, reset=None, surrogate=_INTEGRATED, **options)  # type: ignore[call-overload]
+        outputs: tuple[Tensor, ...] = lif(x, v, i, threshold=0.0, reset=None, surrogate=_INTEGRATED, **options)
         if not self.last:
             return outputs
         return outputs[1].to(options["dtype"] or x.dtype), *outputs[1:]
@@ -338,6 +340,9 @@ class BNLIF(_Neuron):
     Defaults: `scale` is the threshold if that is a number, else 1; eps 1e-5, momentum 0.1; weight 1, bias 0.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -359,7 +364,7 @@ class BNLIF(_Neuron):
         single_step: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **renamed: object,
+        **renamed: Never,
     ) -> None:
         if scale is None:
             scale = 1.0 if isinstance(threshold, Tensor) else threshold
@@ -367,7 +372,7 @@ class BNLIF(_Neuron):
             accepted = "is a finite number" if least < 0 else "is a number of at least 0"
             if check.number(name, value, accepted) < least:
                 raise ValueError(f"{name}: got {value}, accepted {accepted}")
-        options = {
+        options: dict[str, Any] = {
             "scale": scale,
             "eps": eps,
             "momentum": momentum,
@@ -403,11 +408,11 @@ class BNLIF(_Neuron):
         options = self.options if readout is None else self.options | {"readout": readout}
         return self._run(self._normalised, y, (v, None), steps=steps, **options)
 
-    def _normalised(self, y: Tensor, v: Tensor | None, i: None, **options: object) -> tuple[Tensor, ...]:
+    def _normalised(self, y: Tensor, v: Tensor | None, i: None, **options: Any) -> tuple[Tensor, ...]:
         state = (self.weight, self.bias, self.running_mean, self.running_var)
-        return bn_lif(y, *state, training=self.training, v=v, **options)  # type: ignore[call-overload, no-any-return]
+        return bn_lif(y, *state, training=self.training, v=v, **options)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: object) -> None:  # type: ignore[override]
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # of torch's batch norm
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -493,7 +493,7 @@ class _Record:
                     self.passes[which] = now
                     passes.add_(1)
 
-        tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        tensor.register_hook(hook)
 
 
 def _read(records: list[_Record]) -> list[_Totals]:

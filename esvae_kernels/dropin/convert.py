@@ -77,15 +77,17 @@ def convert(model: nn.Module, *, strict: bool = False) -> Report:
     Raises:
         ValueError: with `strict`, naming the layers and what they lack.
     """
-    entries, swaps = [], []
+    entries: list[Entry] = []
+    swaps: list[tuple[nn.Module, type[nn.Module]]] = []
     for name, layer, module in _neurons(model):
-        cls, library, why_not = type(layer), _library_class(type(layer), module), None
+        cls: type = type(layer)
+        library, why_not = _library_class(cls, module), None
         if cls in module.REPLACEMENTS:
             ours = module.REPLACEMENTS[cls]
             why_not = _on_several_devices(layer) or ours.why_not(layer)
             if why_not is None:
                 swaps.append((layer, ours))
-        elif cls in module.REPLACEMENTS.values():  # replaced before
+        elif library is not None and cls in module.REPLACEMENTS.values():  # replaced before
             cls = library
         else:
             why_not = "no kernel for it" if library is None else f"a subclass of {library.__name__}, left alone"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import MutableMapping
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-_NUMBERS = WeakIdKeyDictionary()  # tensor -> (its version and address, its value), of those not on the CPU
+# Of tensors not on the CPU: tensor -> (its version and address, its value).
+_NUMBERS: MutableMapping[Tensor, tuple[tuple[int, int], float]] = WeakIdKeyDictionary()
 
 
 def is_number(value: object) -> bool:

@@ -29,8 +29,9 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from dataclasses import dataclass, fields
-from typing import ClassVar, TypedDict, Unpack
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Surrogate:
     has no gradient: `alpha = torch.tensor(2.0)`, `ATan(alpha)`, and later `alpha.fill_(4.0)`, which recompiles nothing.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # of the subclass
     id: ClassVar[int]
     shift: float
     scale: float
@@ -86,7 +88,7 @@ class Surrogate:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             name, value = f"{type(self).__name__}({field.name})", getattr(self, field.name)
             if field.name == "shift":
                 _check(name, value, -math.inf, "a finite number")
@@ -306,7 +308,7 @@ def from_arguments(id: int, parameter: float, scale: float, shift: float, spikin
     """The surrogate that a raw op's arguments name."""
     cls = SURROGATES[id]
     own = dict.fromkeys(_OWN[id], parameter)
-    return cls(**own, shift=shift, scale=scale, spiking=spiking)  # type: ignore[call-arg]
+    return cls(**own, shift=shift, scale=scale, spiking=spiking)
 
 
 def with_parameter(surrogate: Surrogate, value: float) -> Surrogate:
@@ -365,13 +367,13 @@ class Spike(torch.autograd.Function):
     """`value` going forward, `derivative(u)` as derivative; differentiable any number of times."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, value: Tensor, surrogate: Surrogate) -> Tensor:
+    def forward(ctx: Any, u: Tensor, value: Tensor, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(u)
         ctx.surrogate = surrogate
         return value.to(u.dtype)
 
     @staticmethod
-    def backward(ctx, ds: Tensor):
+    def backward(ctx: Any, ds: Tensor) -> tuple[Tensor | None, ...]:
         (u,) = ctx.saved_tensors
         return ds * ctx.surrogate.derivative(u), None, None
 
@@ -387,15 +389,16 @@ class DualSpike(torch.autograd.Function):
         return value.to(u.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         u, _, ctx.surrogate = inputs
         ctx.save_for_backward(u)
         ctx.save_for_forward(u)
 
     @staticmethod
-    def jvp(ctx, du: Tensor, *others: object) -> Tensor:
+    def jvp(ctx: Any, du: Tensor, *others: object) -> Tensor:
         (u,) = ctx.saved_tensors
-        return du * ctx.surrogate.derivative(u)
+        derivative: Tensor = ctx.surrogate.derivative(u)
+        return du * derivative
 
 
 def forward_mode() -> bool:
@@ -407,4 +410,5 @@ def spike(u: Tensor, fired: Tensor, surrogate: Surrogate) -> Tensor:
     """The spike of one comparison: `fired` (bool) with the surrogate's gradient in u, or the primitive of a surrogate
     with spiking=False."""
     value = fired if surrogate.spiking else surrogate.primitive(u.detach())
-    return (DualSpike if forward_mode() else Spike).apply(u, value, surrogate)
+    apply: Callable[..., Tensor] = DualSpike.apply if forward_mode() else Spike.apply
+    return apply(u, value, surrogate)

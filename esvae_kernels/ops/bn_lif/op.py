@@ -7,7 +7,9 @@ sums over channels (`lif_bwd`), and what mean and variance add to the gradient o
 
 from __future__ import annotations
 
-from typing import Literal, Required, TypedDict, Unpack, overload
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,7 @@ from ...surrogate import ATan, Surrogate
 from ..lif.op import (
     RENAMED,
     Number,
+    Options,
     Prepared,
     Readout,
     cotangents_there,
@@ -34,7 +37,7 @@ from ..lif.op import (
     with_shape,
     without_gradient,
 )
-from ..lif.reference import AFFINE, state_dtype
+from ..lif.reference import AFFINE, Wanted, state_dtype
 from . import reference
 
 _GAIN_AND_BIAS = 3  # the bits of both rows of (a, b)
@@ -46,18 +49,21 @@ def _require(y: Tensor, channel: int) -> None:
     )
 
 
-def _statistics(y: Tensor, channel: int):
+def _statistics(y: Tensor, channel: int) -> tuple[Tensor, Tensor]:
     _require(y, channel)
     backend, room = backends.room(__package__, y.device)
     if room is None:
         return reference.statistics(y, channel)
     channels_last = layout.is_channels_last(y, channel)
-    return room.statistics(backend, layout.as_layout(y, channels_last, channel), channel, channels_last)
+    dense = layout.as_layout(y, channels_last, channel)
+    found: tuple[Tensor, Tensor] = room.statistics(backend, dense, channel, channels_last)
+    return found
 
 
-def _statistics_fake(y: Tensor, channel: int):
+def _statistics_fake(y: Tensor, channel: int) -> tuple[Tensor, Tensor]:
     _require(y, channel)
-    return tuple(y.new_empty(y.shape[channel], dtype=torch.float64) for _ in range(2))
+    mean, variance = (y.new_empty(y.shape[channel], dtype=torch.float64) for _ in range(2))
+    return mean, variance
 
 
 bn_lif_statistics = register(
@@ -110,31 +116,48 @@ class _BnLif(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y, v, weight, bias, parameters, weights, shape, mean, variance, bits, scale, eps, rows, options, group):
+    def forward(
+        y: Tensor,
+        v: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        parameters: Tensor | None,
+        weights: Tensor | None,
+        shape: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        bits: int,
+        scale: float,
+        eps: float,
+        rows: int,
+        options: Options,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, ...]:
         ab = reference.affine(mean, variance, weight, bias, scale, eps).to(state_dtype(y.dtype))
         stacked = reference.with_affine(parameters, ab)
         return lif_fwd(y, v, None, stacked, weights, shape, options.text, options.neuron.steps, rows)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.bits, ctx.scale, ctx.eps, _, ctx.options, ctx.group = inputs
         ctx.mark_non_differentiable(*without_gradient(output, ctx.options.neuron))
         ctx.save_for_backward(*tensors, output[-1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, *cotangents):
-        tensors, (*cotangents, _) = ctx.saved_tensors, cotangents
+    def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors, (*cotangents, _) = ctx.saved_tensors, outputs
         y, v, weight, bias, parameters, weights = tensors[:6]
         if all(c is None for c in cotangents):
             return (None,) * 15
         x, start, _, _, learnt, readout = ctx.needs_input_grad[:6]
         wanted = wanted_of((x, start, False, learnt, readout), (y, v, None, parameters, weights), ctx.bits)
         dout, dv, _, dmembrane = cotangents_there(cotangents, ctx.options.neuron)
+        backward: Callable[..., tuple[Tensor, ...]]
         backward = _BnLifBackward.apply if torch.is_grad_enabled() else _BnLifBackward.forward  # see _Lif
-        dy, dv0, dweight, dbias, dparameters, dweights = backward(
-            *tensors, dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options, ctx.group
-        )
+        given = (dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options, ctx.group)
+        arguments: tuple[Any, ...] = (*tensors, *given)
+        dy, dv0, dweight, dbias, dparameters, dweights = backward(*arguments)
         return (
             dy if wanted.x else None,
             dv0 if wanted.v else None,
@@ -152,8 +175,26 @@ class _BnLifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y, v, weight, bias, parameters, weights, shape, mean, variance, saved, dout, dv, dmembrane, *rest):
-        wanted, scale, eps, options, group = rest
+    def forward(
+        y: Tensor,
+        v: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        parameters: Tensor | None,
+        weights: Tensor | None,
+        shape: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        saved: Tensor,
+        dout: Tensor | None,
+        dv: Tensor | None,
+        dmembrane: Tensor | None,
+        wanted: Wanted,
+        scale: float,
+        eps: float,
+        options: Options,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, ...]:
         ab = reference.affine(mean, variance, weight, bias, scale, eps)
         stacked = reference.with_affine(parameters, ab.to(state_dtype(y.dtype)))
         inputs = (y, v, None, stacked, weights, shape, saved, dout, dv, None, dmembrane)
@@ -166,23 +207,33 @@ class _BnLifBackward(torch.autograd.Function):
         da, db = reference.per_channel(sums[AFFINE] if every else sums, len(mean))
         rstd = torch.rsqrt(variance + eps)
         if wanted.x:  # dL/dy = a dm + (factor y + offset), of mean and variance
-            count, all_da, all_db = y.numel() // len(mean), da, db
+            own = y.numel() // len(mean)
+            count: int | Tensor = own
+            all_da, all_db = da, db
             if group is not None:
-                count, all_da, all_db = _sum_over(group, count, da, db)
+                count, all_da, all_db = _sum_over(group, own, da, db)
             factor = -ab[0] * all_da * rstd.square() / count
             offset = -ab[0] * all_db / count - factor * mean
             dy = bn_lif_correct(dy, y, torch.stack([factor, offset]).to(stacked.dtype), 1 if p.constant else 2)
         return dy, dv0, da * (scale * rstd), db.clone(), sums.clone() if every else sums.new_empty(0), dweights
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.wanted, ctx.scale, ctx.eps, ctx.options, ctx.group = inputs
         del tensors[7:10]  # statistics and saved potentials: the reference starts from y and v
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, ddy, ddv0, ddweight, ddbias, ddparameters, ddweights):
+    def backward(
+        ctx: Any,
+        ddy: Tensor | None,
+        ddv0: Tensor | None,
+        ddweight: Tensor | None,
+        ddbias: Tensor | None,
+        ddparameters: Tensor | None,
+        ddweights: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         if ctx.group is not None:
             raise NotImplementedError("bn_lif: got a process_group, where second derivatives are not there")
         inputs, shape, cotangents = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
@@ -197,7 +248,7 @@ class _BnLifBackward(torch.autograd.Function):
         )
         p = with_shape(ctx.options.neuron, shape)
         first, second = differentiate_twice(
-            lambda *i: reference.bn_lif(*i, ctx.scale, ctx.eps, p), inputs, cotangents, seconds
+            partial(reference.bn_lif, scale=ctx.scale, eps=ctx.eps, p=p), inputs, cotangents, seconds
         )
         return *first, *(None,) * 4, *second, *(None,) * 5
 
@@ -305,7 +356,7 @@ def bn_lif(
     """
     if renamed:
         check.renamed("bn_lif", renamed, RENAMED)
-    if fire == "multi_spike":
+    if fire == "multi_spike":  # type: ignore[comparison-overlap]
         raise ValueError("fire: got 'multi_spike', accepted by bn_lif are '>=' and '>'")
     a = prepare(
         y,
@@ -342,12 +393,12 @@ def bn_lif(
         raise ValueError(f"eps: got {eps}, accepted is a number of at least 0")
     if not training:
         ab = reference.affine(running_mean.double(), running_var.double(), weight, bias, scale, eps)
-        parameters = reference.with_affine(a.parameters, ab.to(state_dtype(y.dtype)))
-        return lif_apply(y, v, None, a._replace(parameters=parameters, bits=_bits(a)))
-    count = y.numel() // max(channels[0], 1)
-    if count < 2 and (process_group is None or process_group.size() == 1):
+        stacked = reference.with_affine(a.parameters, ab.to(state_dtype(y.dtype)))
+        return lif_apply(y, v, None, a._replace(parameters=stacked, bits=_bits(a)))
+    own = y.numel() // max(channels[0], 1)
+    if own < 2 and (process_group is None or process_group.size() == 1):
         raise ValueError(
-            f"y: got {count} value per channel in shape {tuple(y.shape)}, accepted in training are 2 or more"
+            f"y: got {own} value per channel in shape {tuple(y.shape)}, accepted in training are 2 or more"
         )
     mode = autograd_of(y, v, weight, bias, a.parameters, a.weights)
     mean, variance = (
@@ -355,8 +406,9 @@ def bn_lif(
         if mode is Autograd.FORWARD
         else bn_lif_statistics(y.detach(), channel)
     )
+    count: int | Tensor = own
     if process_group is not None:
-        count, mean, variance = _over(process_group, count, mean, variance)
+        count, mean, variance = _over(process_group, own, mean, variance)
     if momentum:
         _update(running_mean, running_var, mean, variance, momentum, count * (p.steps if steps else 1))
     parameters = a.parameters
@@ -370,6 +422,7 @@ def bn_lif(
         return what_is_there((out, last, None, membrane), p)
     rows = stored_rows(p.steps) if mode is not Autograd.NONE and torch.is_grad_enabled() else 0
     arguments = (*tensors, a.shape, mean, variance, a.bits, scale, eps, rows, a.options, process_group)
+    run: Callable[..., tuple[Tensor, ...]]
     run = {Autograd.NONE: _BnLif.forward, Autograd.EAGER: _EagerBnLif.apply, Autograd.FULL: _BnLif.apply}[mode]
     return what_is_there(run(*arguments), p)
 
@@ -395,7 +448,8 @@ def _sum_over(group: dist.ProcessGroup, count: int, da: Tensor, db: Tensor) -> t
     """The sums of count, da and db over all ranks, fp64."""
     sums = torch.cat([da.new_tensor([count]), da, db])
     dist.all_reduce(sums, group=group)
-    return sums[0], *sums[1:].chunk(2)
+    all_da, all_db = sums[1:].chunk(2)
+    return sums[0], all_da, all_db
 
 
 @torch.no_grad()

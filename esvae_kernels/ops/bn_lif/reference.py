@@ -35,7 +35,7 @@ def affine(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, scale: 
 
 def correct(dx: Tensor, y: Tensor, factors: Tensor, channel: int) -> Tensor:
     """dx + (factor * y + offset), with factors (2, C): what mean and variance add to the gradient of y."""
-    factor, offset = (row.view(-1, *(1,) * (y.dim() - channel - 1)) for row in factors)
+    factor, offset = (row.view(-1, *(1,) * (y.dim() - channel - 1)) for row in factors.unbind())
     return (dx.to(factors.dtype) + (factor * y.to(factors.dtype) + offset)).to(dx.dtype)
 
 

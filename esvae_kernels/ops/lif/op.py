@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, Required, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Literal, NamedTuple, Required, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ _INPUTS = "Tensor x, Tensor? v, Tensor? i, Tensor? parameters, Tensor? weights, 
 _OPTIONS = "str neuron, SymInt steps"
 _COTANGENTS = "Tensor? dout, Tensor? dv, Tensor? di, Tensor? dmembrane"
 _WANTED = "bool want_x, bool want_v, bool want_i, bool want_weights, int want_parameters"
+
+_Want: TypeAlias = tuple[bool, bool, bool, bool, int]  # the fields of Wanted
+_There = TypeVar("_There", Tensor, Tensor | None)
 
 
 def _neuron(text: str, steps: int, shape: Tensor | None) -> Neuron:
@@ -83,7 +86,7 @@ class _Shapes:
         self.state_dtype = state_dtype(x.dtype)
         require(p.steps >= 1 and (p.constant or shape[0] == p.steps), lambda: f"steps: got {p.steps} for x {shape}")
 
-    def check(self, v, i, parameters, weights) -> None:  # type: ignore[no-untyped-def]
+    def check(self, v: Tensor | None, i: Tensor | None, parameters: Tensor | None, weights: Tensor | None) -> None:
         """What the kernels take for granted: they have addresses alone."""
         for name, state in (("v", v), ("i", i)):
             if state is not None:
@@ -112,7 +115,9 @@ class _Shapes:
             lambda: f"saved: got shape {tuple(saved.shape)}, {saved.dtype}, accepted are {least} rows",
         )
 
-    def check_cotangents(self, dout, dv, di, dmembrane) -> None:  # type: ignore[no-untyped-def]
+    def check_cotangents(
+        self, dout: Tensor | None, dv: Tensor | None, di: Tensor | None, dmembrane: Tensor | None
+    ) -> None:
         p, state, every_step = self.p, self.state_dtype, (self.p.steps, *self.inner)
         if dout is not None:
             self.require("dout", dout, every_step if READOUTS[p.readout] is None else self.inner, p.dtype)
@@ -159,7 +164,7 @@ class _Shapes:
     def _state(self, there: bool) -> Tensor:
         return self._empty((), self.state_dtype) if there else self.x.new_empty(0, dtype=self.state_dtype)
 
-    def dense(self, tensor: Tensor | None) -> Tensor | None:
+    def dense(self, tensor: _There) -> _There:
         """A state, output or input in this call's layout."""
         if tensor is None or (not self.channels_last and tensor.is_contiguous()):
             return tensor
@@ -181,7 +186,17 @@ class _Shapes:
         return self.channels_last and parameters.shape[1] not in (0, 1, self.channels())
 
 
-def _lif_fake(x, v, i, parameters, weights, shape, text: str, steps: int, saved_rows: int):
+def _lif_fake(
+    x: Tensor,
+    v: Tensor | None,
+    i: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    shape: Tensor | None,
+    text: str,
+    steps: int,
+    saved_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shapes = _Shapes(x, _neuron(text, steps, None))
     shapes.check(v, i, parameters, weights)
     shapes.check_rows(saved_rows)
@@ -198,7 +213,7 @@ def _lif(
     text: str,
     steps: int,
     saved_rows: int,
-):
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     p = _neuron(text, steps, shape)
     shapes = _Shapes(x, p)
     shapes.check(v, i, parameters, weights)
@@ -223,17 +238,32 @@ def _lif(
 
 
 def _lif_backward_fake(
-    x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, center_of_x, text, steps, *wanted
-):
-    p, wanted = _neuron(text, steps, None), Wanted(*wanted)
-    shapes = _Shapes(x, p)
+    x: Tensor,
+    v: Tensor | None,
+    i: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    shape: Tensor | None,
+    saved: Tensor,
+    dout: Tensor | None,
+    dv: Tensor | None,
+    di: Tensor | None,
+    dmembrane: Tensor | None,
+    center_of_x: Tensor | None,
+    text: str,
+    steps: int,
+    *want: *_Want,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shapes = _Shapes(x, _neuron(text, steps, None))
     shapes.check(v, i, parameters, weights)
     shapes.check_saved(saved)
     shapes.check_cotangents(dout, dv, di, dmembrane)
-    return _gradients(shapes, parameters, wanted)
+    return _gradients(shapes, parameters, Wanted(*want))
 
 
-def _gradients(shapes: _Shapes, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, ...]:
+def _gradients(
+    shapes: _Shapes, parameters: Tensor | None, wanted: Wanted
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, sums = shapes.x, (len(PARAMETERS), 1) if parameters is None else parameters.shape
     return (
         *shapes.gradients(wanted),
@@ -257,9 +287,9 @@ def _lif_backward(
     center_of_x: Tensor | None,
     text: str,
     steps: int,
-    *wanted,
-):
-    p, wanted = _neuron(text, steps, shape), Wanted(*wanted)
+    *want: *_Want,
+) -> tuple[Tensor, ...]:
+    p, wanted = _neuron(text, steps, shape), Wanted(*want)
     shapes, cotangents = _Shapes(x, p), (dout, dv, di, dmembrane)
     shapes.check(v, i, parameters, weights)
     shapes.check_cotangents(*cotangents)
@@ -268,7 +298,8 @@ def _lif_backward(
         return _reference_backward(shapes, (x, v, i, parameters, weights), cotangents, center_of_x, wanted)
     shapes.check_saved(saved)
     dx, dv0, di0 = shapes.gradients(wanted)
-    inputs = dict(zip(("dout", "dv", "di", "dmembrane"), map(shapes.dense, cotangents), strict=True))
+    names, dense = ("dout", "dv", "di", "dmembrane"), [shapes.dense(c) for c in cotangents]
+    inputs = dict(zip(names, dense, strict=True))
     if center_of_x is not None:
         center_of_x = shapes.in_memory(center_of_x.unsqueeze(0))
     inputs |= {"saved": shapes.dense(saved), "center_of_x": center_of_x}
@@ -280,11 +311,17 @@ def _lif_backward(
     return dx, dv0, di0, shapes.in_order(dparameters), dweights
 
 
-def _reference_backward(shapes: _Shapes, inputs, cotangents, center_of_x, wanted: Wanted):  # type: ignore[no-untyped-def]
+def _reference_backward(
+    shapes: _Shapes,
+    inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    cotangents: Sequence[Tensor | None],
+    center_of_x: Tensor | None,
+    wanted: Wanted,
+) -> tuple[Tensor, ...]:
     x, v, i, parameters, weights = inputs
     start = torch.zeros(shapes.inner, dtype=shapes.state_dtype, device=x.device)
     inputs = (x, start if v is None else v, start if i is None else i, parameters, weights)
-    found = differentiate(lambda *inputs: reference.lif(*inputs, shapes.p), inputs, cotangents)
+    found = differentiate(lambda x, v, i, a, w: reference.lif(x, v, i, a, w, shapes.p), inputs, cotangents)
     empty = _gradients(shapes, parameters, wanted)
     results = [e if f is None or not e.numel() else e.copy_(f) for e, f in zip(empty, found, strict=True)]
     if center_of_x is not None:
@@ -296,7 +333,7 @@ def _reference_backward(shapes: _Shapes, inputs, cotangents, center_of_x, wanted
 # -------------------------------------------------------------------------------------------------------- vmap rules
 
 
-def _fold(tensor: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
+def _fold(tensor: _There, dim: int | None, size: int, at: int) -> _There:
     """The vmapped axis moved into the batch axis `at`: neurons are independent of each other."""
     if tensor is None:
         return None
@@ -305,7 +342,9 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int, at: int) -> Tensor 
     return tensor.flatten(at, at + 1) if tensor.dim() > at + 1 else tensor
 
 
-def _unfolded(tensors: Sequence[Tensor], at: Sequence[int | None], size: int, inner: tuple[int, ...]):
+def _unfolded(
+    tensors: Sequence[Tensor], at: Sequence[int | None], size: int, inner: tuple[int, ...]
+) -> tuple[Tensor, ...]:
     """`_fold` undone; None: a tensor that has no elements."""
     return tuple(
         tensor if a is None else tensor.reshape(*tensor.shape[:a], size, *inner)
@@ -320,7 +359,19 @@ def _inner(x: Tensor, dim: int | None, time: int) -> tuple[int, ...]:
     return tuple(shape[time:])
 
 
-def _lif_vmap(info, dims, x, v, i, parameters, weights, shape, text, steps, saved_rows):
+def _lif_vmap(
+    info: Any,
+    dims: Sequence[int | None],
+    x: Tensor,
+    v: Tensor | None,
+    i: Tensor | None,
+    parameters: Tensor | None,
+    weights: Tensor | None,
+    shape: Tensor | None,
+    text: str,
+    steps: int,
+    saved_rows: int,
+) -> tuple[object, object]:
     if any(dim is not None for dim in dims[3:6]):
         return one_by_one(lif_fwd, info, dims, x, v, i, parameters, weights, shape, text, steps, saved_rows)
     p = _neuron(text, steps, None)
@@ -332,7 +383,7 @@ def _lif_vmap(info, dims, x, v, i, parameters, weights, shape, text, steps, save
     return _unfolded(results, at, size, inner), at
 
 
-def _lif_backward_vmap(info, dims, *arguments):
+def _lif_backward_vmap(info: Any, dims: Sequence[int | None], *arguments: Any) -> tuple[object, object]:
     *tensors, text, steps, want_x, want_v, want_i, want_weights, want_parameters = arguments
     wanted = Wanted(want_x, want_v, want_i, want_weights, want_parameters)
     shared = (3, 4, 5, 11)  # parameters, weights, shape, and what batch norm adds
@@ -388,26 +439,38 @@ class _Lif(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, i, parameters, weights, shape, bits, saved_rows, options):
+    def forward(
+        x: Tensor,
+        v: Tensor | None,
+        i: Tensor | None,
+        parameters: Tensor | None,
+        weights: Tensor | None,
+        shape: Tensor | None,
+        bits: int,
+        saved_rows: int,
+        options: Options,
+    ) -> tuple[Tensor, ...]:
         return lif_fwd(x, v, i, parameters, weights, shape, options.text, options.neuron.steps, saved_rows)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.bits, _, ctx.options = inputs
         ctx.mark_non_differentiable(*without_gradient(output, ctx.options.neuron))
         ctx.save_for_backward(*tensors, output[-1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, *cotangents):
-        tensors, (*cotangents, _) = ctx.saved_tensors, cotangents
+    def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors, (*cotangents, _) = ctx.saved_tensors, outputs
         if all(c is None for c in cotangents):
             return (None,) * 9
         wanted = wanted_of(ctx.needs_input_grad[:5], tensors, ctx.bits)
         there = cotangents_there(cotangents, ctx.options.neuron)
         # Through autograd only where it may be differentiated again: that costs more than a small kernel.
+        backward: Callable[..., tuple[Tensor, ...]]
         backward = _LifBackward.apply if torch.is_grad_enabled() else _LifBackward.forward
-        dx, dv0, di0, dparameters, dweights = backward(*tensors, *there, wanted, ctx.options)
+        arguments: tuple[Any, ...] = (*tensors, *there, wanted, ctx.options)
+        dx, dv0, di0, dparameters, dweights = backward(*arguments)
         return (
             dx if wanted.x else None,
             dv0 if wanted.v else None,
@@ -424,19 +487,40 @@ class _LifBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, wanted, options):
+    def forward(
+        x: Tensor,
+        v: Tensor | None,
+        i: Tensor | None,
+        parameters: Tensor | None,
+        weights: Tensor | None,
+        shape: Tensor | None,
+        saved: Tensor,
+        dout: Tensor | None,
+        dv: Tensor | None,
+        di: Tensor | None,
+        dmembrane: Tensor | None,
+        wanted: Wanted,
+        options: Options,
+    ) -> tuple[Tensor, ...]:
         inputs = (x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, None)
         return lif_bwd(*inputs, options.text, options.neuron.steps, *wanted)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.wanted, ctx.options = inputs
         del tensors[6]  # saved potentials: the reference starts from v
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, ddx, ddv0, ddi0, ddparameters, ddweights):
+    def backward(
+        ctx: Any,
+        ddx: Tensor | None,
+        ddv0: Tensor | None,
+        ddi0: Tensor | None,
+        ddparameters: Tensor | None,
+        ddweights: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         inputs, shape, cotangents = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
         wanted, parameters = ctx.wanted, inputs[3]
         seconds = (
@@ -447,7 +531,9 @@ class _LifBackward(torch.autograd.Function):
             ddweights if wanted.weights else None,
         )
         p = with_shape(ctx.options.neuron, shape)
-        first, second = differentiate_twice(lambda *inputs: reference.lif(*inputs, p), inputs, cotangents, seconds)
+        first, second = differentiate_twice(
+            lambda x, v, i, a, w: reference.lif(x, v, i, a, w, p), inputs, cotangents, seconds
+        )
         return *first, None, None, *second, None, None
 
 
@@ -548,14 +634,17 @@ def prepare(
         if synaptic_decay is None:
             raise ValueError("i: got a tensor, accepted is None where synaptic_decay is None: there is no such current")
         check.like("i", i, inner, state, x.device)
-    weights = None
-    if readout is not None and not (isinstance(readout, str) and readout == "mean"):
-        weights, readout = _weights(readout, time, x.device), "weights"
-    v_reset = 0.0
+    weights: Tensor | None = None
+    kind: str | None = None
+    if isinstance(readout, str) and readout == "mean":
+        kind = "mean"
+    elif readout is not None:
+        weights, kind = _weights(readout, time, x.device), "weights"
+    v_reset: Number = 0.0
     if type(reset) is Hard:  # its potential is among the numbers
         v_reset, reset = reset.v_reset, _DETACHED if reset.detach else _ATTACHED
-    numbers = (decay, gain, bias, threshold, v_reset, synaptic_decay)
-    tensors = {}
+    numbers: tuple[Number | None, ...] = (decay, gain, bias, threshold, v_reset, synaptic_decay)
+    tensors: dict[str, Tensor] = {}
     for parameter, number in zip(PARAMETERS, numbers, strict=True):
         if type(number) is not float and isinstance(number, Tensor):  # of a float the second takes 0.3 us
             check.parameter(NAMES[parameter], number, inner, x.device)
@@ -568,14 +657,15 @@ def prepare(
     else:
         shape = None
     learns = dtype is torch.uint8 and learning(x, v, i, *tensors.values(), *learnt)
-    arguments = (x.dtype, time, steps is not None, *numbers, reset, surrogate, readout, record, dtype, fire, v_min)
+    given = (reset, surrogate, kind, record, dtype, fire, v_min, learns)
+    arguments: tuple[Any, ...] = (x.dtype, time, steps is not None, *numbers, *given)
     if torch.compiler.is_compiling():
-        options = describe(*arguments, learns)
+        options = describe(*arguments)
     else:
         try:
-            options = _described(*arguments, learns, repr((numbers, v_min)))  # 0.0 and -0.0, 1 and True are equal
+            options = _described(*arguments, repr((numbers, v_min)))  # 0.0 and -0.0, 1 and True are equal
         except TypeError:  # what cannot be hashed is wrong, and told of here
-            options = describe(*arguments, learns)
+            options = describe(*arguments)
     parameters, bits = stack_parameters(tensors, options.neuron, inner, state) if tensors else (None, 0)
     return Prepared(parameters, bits, weights, shape, options)
 
@@ -610,7 +700,7 @@ def describe(
         raise ValueError(f"fire: got {fire!r}, accepted are {', '.join(map(repr, FIRES))}")
     numbers = (decay, gain, bias, threshold, v_reset, 0.0 if synaptic_decay is None else synaptic_decay)
     values = {k: check.number(NAMES[k], number, dtype=state) for k, number in zip(PARAMETERS, numbers, strict=True)}
-    several = fire == "multi_spike"
+    several, shape = fire == "multi_spike", surrogate.parameter
     if several:
         _check_several(values["threshold"], reset, surrogate)
     zero_or_one = readout is None and surrogate.spiking and not several
@@ -623,7 +713,7 @@ def describe(
         several=several,
         detach_reset=reset is not None and reset.detach,
         surrogate=surrogate.id,
-        shape=surrogate.parameter,
+        shape=1.0 if isinstance(shape, Tensor) else shape,  # its value goes a way of its own
         scale=float(surrogate.scale),
         shift=float(surrogate.shift),
         smooth=not surrogate.spiking,
@@ -637,9 +727,9 @@ def describe(
 
 
 @lru_cache(maxsize=4096)
-def _described(*arguments: object) -> Options:
+def _described(*arguments: Any) -> Options:
     """`describe`, as most calls have the options of the call before; the last argument only tells equals apart."""
-    return describe(*arguments[:-1])  # type: ignore[arg-type]
+    return describe(*arguments[:-1])
 
 
 def _check_several(threshold: float, reset: Reset | None, surrogate: Surrogate) -> None:
@@ -656,18 +746,20 @@ def lif_apply(x: Tensor, v: Tensor | None, i: Tensor | None, a: Prepared) -> tup
     """(spikes, v), i where there is a synapse, and m where it is recorded."""
     p, tensors = a.options.neuron, (x, v, i, a.parameters, a.weights)
     mode = autograd_of(*tensors)
+    outputs: Sequence[Tensor | None]
     if mode is Autograd.FORWARD:
         outputs = reference.lif(*tensors, with_shape(p, a.shape))
     elif mode is Autograd.NONE:
         outputs = lif_fwd(*tensors, a.shape, a.options.text, p.steps, 0)
     else:
         rows = stored_rows(p.steps) if torch.is_grad_enabled() else 0
-        function = _EagerLif if mode is Autograd.EAGER else _Lif
-        outputs = function.apply(*tensors, a.shape, a.bits, rows, a.options)
+        apply: Callable[..., tuple[Tensor, ...]] = (_EagerLif if mode is Autograd.EAGER else _Lif).apply
+        outputs = apply(*tensors, a.shape, a.bits, rows, a.options)
     return what_is_there(outputs, p)
 
 
-def what_is_there(outputs: Sequence[Tensor], p: Neuron) -> tuple[Tensor, ...]:
+def what_is_there(outputs: Sequence[Any], p: Neuron) -> tuple[Tensor, ...]:
+    """Without those of the four that are None, or have no elements."""
     out, last, i, membrane = outputs[:4]
     return (out, last, *([i] if p.synaptic else []), *([membrane] if p.record else []))
 
@@ -702,7 +794,7 @@ def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
     if isinstance(readout, str):
         raise ValueError(f"readout: got {readout!r}, accepted are None, 'mean' or {steps} weights")
     try:
-        weights = torch.as_tensor(readout, dtype=torch.float64, device=device)  # type: ignore[arg-type]
+        weights = torch.as_tensor(readout, dtype=torch.float64, device=device)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"readout: got {type(readout).__name__}, accepted are None, 'mean' or {steps} weights"
@@ -737,9 +829,25 @@ _Four: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @overload
-def lif(x: Tensor, v: Tensor | None = ..., *, record: None = ..., **options: Unpack[_Common]) -> _Two: ...
+def lif(
+    x: Tensor,
+    v: Tensor | None = ...,
+    i: None = ...,
+    *,
+    synaptic_decay: None = ...,
+    record: None = ...,
+    **options: Unpack[_Common],
+) -> _Two: ...
 @overload
-def lif(x: Tensor, v: Tensor | None = ..., *, record: Literal["membrane"], **options: Unpack[_Common]) -> _Three: ...
+def lif(
+    x: Tensor,
+    v: Tensor | None = ...,
+    i: None = ...,
+    *,
+    synaptic_decay: None = ...,
+    record: Literal["membrane"],
+    **options: Unpack[_Common],
+) -> _Three: ...
 @overload
 def lif(
     x: Tensor,

@@ -39,7 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,7 +106,8 @@ class Neuron(NamedTuple):
         """
         try:
             words = dict(word.split("=") for word in text.split(" "))
-            p = cls(**{k: _READ[type(_DEFAULTS.get(k, 0.0))](value) for k, value in words.items()})
+            values: dict[str, Any] = {k: _READ[type(_DEFAULTS.get(k, 0.0))](value) for k, value in words.items()}
+            p = cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(f"neuron: got {text[:200]!r}, accepted is what Neuron.text() returns") from None
         for name, names in (("reset", RESETS), ("surrogate", SURROGATES), ("readout", READOUTS)):
@@ -184,7 +185,7 @@ def lif(
 
     spikes, membrane = [], []
     for x_t in rows:
-        if p.synaptic:
+        if p.synaptic and i is not None:
             c = i + x_t
             i = synaptic_decay * c
         else:
@@ -219,6 +220,7 @@ def _read_out(spikes: list[Tensor], weights: Tensor | None, p: Neuron) -> Tensor
         return torch.stack(spikes)
     if READOUTS[p.readout] == "mean":
         return _rate(spikes)
+    assert weights is not None
     total = torch.zeros_like(spikes[0])
     for s, weight in zip(spikes, weights, strict=True):
         total = total + weight.to(s.dtype) * s

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from ...surrogate import SURROGATES, Rectangular, Surrogate
 from ...surrogate.reference import from_arguments
 from . import reference
 
+_Options: TypeAlias = tuple[int, float, float, float, bool]  # the arguments of `from_arguments`
 _OPTIONS = "int surrogate, float shape, float scale, float shift, bool spiking"
 
 
@@ -27,14 +30,18 @@ def _require(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, surrogate: in
     require(surrogate in SURROGATES, lambda: f"surrogate: got the id {surrogate}")
 
 
-def _poisson_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
+def _poisson_fake(
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options: *_Options
+) -> Tensor:
     _require(rate, ids, seed, stream, options[0])
     require(steps >= 1, lambda: f"steps: got {steps}")
     require(dtype in OUT_DTYPES, lambda: f"dtype: got {dtype}")
     return rate.new_empty((steps, *rate.shape), dtype=dtype)
 
 
-def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options):
+def _poisson(
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, *options: *_Options
+) -> Tensor:
     out = _poisson_fake(rate, ids, seed, stream, steps, dtype, *options)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
@@ -46,7 +53,9 @@ def _poisson(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, d
     return out
 
 
-def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options):
+def _poisson_backward_fake(
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options: *_Options
+) -> Tensor:
     _require(rate, ids, seed, stream, options[0])
     right = dspikes.dim() == rate.dim() + 1 and dspikes.shape[1:] == rate.shape and dspikes.dtype in DTYPES
     right = right and dspikes.shape[0] >= 1 and dspikes.device == rate.device
@@ -54,7 +63,9 @@ def _poisson_backward_fake(rate: Tensor, ids: Tensor, seed: Tensor, stream: int,
     return rate.new_empty(rate.shape)
 
 
-def _poisson_backward(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options):
+def _poisson_backward(
+    rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, *options: *_Options
+) -> Tensor:
     drate = _poisson_backward_fake(rate, ids, seed, stream, dspikes, *options)
     surrogate = from_arguments(*options)
     if rate.numel() == 0:
@@ -71,7 +82,17 @@ def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _poisson_vmap(info, dims, rate, ids, seed, stream, steps, dtype, *options):
+def _poisson_vmap(
+    info: Any,
+    dims: Sequence[int | None],
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    stream: int,
+    steps: int,
+    dtype: torch.dtype,
+    *options: object,
+) -> tuple[Any, Any]:
     if dims[2] is not None:  # a kernel reads one seed
         return one_by_one(poisson_fwd, info, dims, rate, ids, seed, stream, steps, dtype, *options)
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
@@ -79,7 +100,16 @@ def _poisson_vmap(info, dims, rate, ids, seed, stream, steps, dtype, *options):
     return spikes.unflatten(1, rate.shape[:2]), 1
 
 
-def _poisson_backward_vmap(info, dims, rate, ids, seed, stream, dspikes, *options):
+def _poisson_backward_vmap(
+    info: Any,
+    dims: Sequence[int | None],
+    rate: Tensor,
+    ids: Tensor,
+    seed: Tensor,
+    stream: int,
+    dspikes: Tensor,
+    *options: object,
+) -> tuple[Any, Any]:
     if dims[2] is not None:
         return one_by_one(poisson_bwd, info, dims, rate, ids, seed, stream, dspikes, *options)
     rate, ids = (_front(t, d, info.batch_size) for t, d in ((rate, dims[0]), (ids, dims[1])))
@@ -107,18 +137,21 @@ class _Poisson(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, stream, steps, dtype, options):
+    def forward(
+        rate: Tensor, ids: Tensor, seed: Tensor, stream: int, steps: int, dtype: torch.dtype, options: _Options
+    ) -> Tensor:
         return poisson_fwd(rate, ids, seed, stream, steps, dtype, *options)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         rate, ids, seed, ctx.stream, _, _, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed)
 
     @staticmethod
-    def backward(ctx, dspikes):
-        drate = _PoissonBackward.apply(*ctx.saved_tensors, ctx.stream, dspikes, ctx.options)
-        return drate, None, None, None, None, None, None
+    def backward(ctx: Any, dspikes: Tensor) -> tuple[Tensor | None, ...]:
+        # Through autograd only where it may be differentiated again.
+        run: Callable[..., Tensor] = _PoissonBackward.apply if torch.is_grad_enabled() else _PoissonBackward.forward
+        return run(*ctx.saved_tensors, ctx.stream, dspikes, ctx.options), *(None,) * 6
 
 
 class _PoissonBackward(torch.autograd.Function):
@@ -127,16 +160,16 @@ class _PoissonBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rate, ids, seed, stream, dspikes, options):
+    def forward(rate: Tensor, ids: Tensor, seed: Tensor, stream: int, dspikes: Tensor, options: _Options) -> Tensor:
         return poisson_bwd(rate, ids, seed, stream, dspikes, *options)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         rate, ids, seed, ctx.stream, dspikes, ctx.options = inputs
         ctx.save_for_backward(rate, ids, seed, dspikes)
 
     @staticmethod
-    def backward(ctx, ddrate):
+    def backward(ctx: Any, ddrate: Tensor) -> tuple[Tensor | None, ...]:
         rate, ids, seed, dspikes = ctx.saved_tensors
         again = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -218,11 +251,13 @@ def poisson(
         return reference.poisson(*arguments[:3], steps, surrogate, dtype, stream)
     if mode is Autograd.NONE:
         return poisson_fwd(*arguments, *options)
-    return (_EagerPoisson if mode is Autograd.EAGER else _Poisson).apply(*arguments, options)
+    function = _EagerPoisson if mode is Autograd.EAGER else _Poisson
+    apply: Callable[..., Tensor] = function.apply
+    return apply(*arguments, options)
 
 
 def check_stream(stream: object) -> int:
-    if isinstance(stream, bool) or not isinstance(stream, Integral) or not 0 <= stream < 2**63:
+    if isinstance(stream, bool) or not isinstance(stream, Integral) or not 0 <= int(stream) < 2**63:
         raise ValueError(f"stream: got {stream!r}, accepted is an integer from 0 to 2^63 - 1")
     return int(stream)
 
