@@ -30,7 +30,7 @@ from passes import (
 from peers import DECAY, SURROGATES, THRESHOLD, Contender, lif_contender, lif_ours
 from torch import Tensor
 
-from esvae_kernels import lif, use_backend
+from esvae_kernels import Delayed, Soft, lif, use_backend
 
 LOOPS = ("loop", "compiled loop")
 PEERS = (*LOOPS, "SpikingJelly", "snnTorch")
@@ -119,7 +119,7 @@ class Ours:
         elif case.variant == "readout weights":
             self.options["readout"] = torch.linspace(0.5, 1, case.steps)
         elif case.variant in ("soft reset", "delayed reset"):
-            self.options["reset"] = case.variant.split()[0]
+            self.options["reset"] = Soft() if case.variant == "soft reset" else Delayed()
         elif case.variant == "recorded membrane":
             self.options["record"] = "membrane"
         elif "per channel" in case.variant:

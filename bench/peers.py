@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvae_kernels import lif, poisson
+from esvae_kernels import Hard, lif, poisson
 from esvae_kernels.surrogate import (
     ATan,
     FastSigmoid,
@@ -150,7 +150,7 @@ def _snntorch(readout: str | None) -> Contender:
         leaky.mem = leaky.mem.detach()  # else the module holds the graph
         return _read_out(spikes, readout)
 
-    return Contender(call, ours={"strict": True, "detach_reset": True})
+    return Contender(call, ours={"fire": ">", "reset": Hard(detach=True)})
 
 
 def batch_norm(y: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

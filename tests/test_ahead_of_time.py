@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import parts
 import pytest
 import torch
 from sampling import takes_all
@@ -88,19 +89,19 @@ def _differentiate(*outputs: torch.Tensor) -> None:
 
 
 def _lif(dtype: torch.dtype = F32, shape: tuple = (6, 4, 8, 16), **options: Any) -> None:
-    _differentiate(*ek.lif(_empty(*shape, dtype=dtype), **(NEURON | options)))
+    _differentiate(*parts.lif(_empty(*shape, dtype=dtype), **(NEURON | options)))
 
 
 def _lif_channels(last: bool, dtype: torch.dtype = F32, **options: Any) -> None:
     state = F64 if dtype == F64 else F32
     values = {name: _empty(64, dtype=state) for name in ("decay", "gain", "bias", "threshold", "v_reset")}
-    _differentiate(*ek.lif(_empty(6, 4, 64, 16, dtype=dtype, last=last), **(NEURON | values | options)))
+    _differentiate(*parts.lif(_empty(6, 4, 64, 16, dtype=dtype, last=last), **(NEURON | values | options)))
 
 
 def _bn_lif(last: bool, dtype: torch.dtype = F32, **options: Any) -> None:
     y, weight, bias = _empty(6, 4, 64, 16, dtype=dtype, last=last), _empty(64), _empty(64)
     buffers = (_empty(64).detach() for _ in range(2))
-    _differentiate(*ek.bn_lif(y, weight, bias, *buffers, **({"training": True} | NEURON | options)))
+    _differentiate(*parts.bn_lif(y, weight, bias, *buffers, **({"training": True} | NEURON | options)))
 
 
 def _poisson(dtype: torch.dtype = F32, shape: tuple = (8, 128), steps: int = 6, **options: Any) -> None:
@@ -109,7 +110,7 @@ def _poisson(dtype: torch.dtype = F32, shape: tuple = (8, 128), steps: int = 6, 
 
 def _no_gradient() -> None:
     """Spikes of one byte."""
-    ek.lif(_empty(6, 4, 8, 16).detach(), **NEURON, dtype=torch.uint8)
+    parts.lif(_empty(6, 4, 8, 16).detach(), **NEURON, dtype=torch.uint8)
     ek.poisson(_empty(8, 128).detach(), 6, dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Surrogate gradients. A class per formula, with its shape, `shift`, `scale` and `spiking`; the table is in `reference.py`.
+"""Surrogate gradients. A class per formula, with a shape parameter, `shift`, `scale`, `spiking`: see `reference.py`.
 
 `PiecewiseQuadratic`, `Erf`, `SoftSign`, `SuperSpike` and `SingleExponential` are other libraries' names for members of
 these families.

@@ -102,7 +102,7 @@ assert_type(
 )
 assert_type(poisson(v, 4), Tensor)
 poisson(v, 4, seed=1, sample_ids=torch.arange(2), surrogate=surrogate.Sigmoid(), dtype=torch.float32, check_rates=True)
-poisson(v, 4, generator=torch.Generator().manual_seed(0))
+poisson(v, 4, generator=torch.Generator().manual_seed(0), stream=2)
 
 # ------------------------------------------------------------------------------------------------------------- modules
 
