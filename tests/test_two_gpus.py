@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from kernel_helpers import needs_compiled
 from parts import bn_lif, lif
 from torch import Tensor
 from two_gpus import SECOND, OnSecond, TwoGpus
@@ -150,20 +152,23 @@ class Compiled:
     emulated = False
 
     def __init__(self, gpus: TwoGpus) -> None:
-        self.gpus, self.launched = gpus, []
+        self.gpus, self.launched, self.layouts = gpus, [], native.module.layouts
 
     def why_not(self) -> str:
         return ""
 
-    def __getattr__(self, function: str) -> Callable[..., int]:
-        def call(*, device: int, stream: int, **arguments: object) -> int:
+    def __getattr__(self, function: str) -> Callable[[bytes], int]:
+        def call(packed: bytes) -> int:
+            form, names = self.layouts[function]
+            values = dict(zip(names, struct.unpack(form, packed), strict=True))
             if not function.endswith("_workspace"):
-                self.launched.append((function, self.gpus.current, device, stream))
+                self.launched.append((function, self.gpus.current, values["device"], values["stream"]))
             return 1
 
         return call
 
 
+@needs_compiled
 @every_call
 def test_cuda_launches_on_the_tensors_gpu(op: str, gpus: TwoGpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """In that one's current stream."""
@@ -171,6 +176,7 @@ def test_cuda_launches_on_the_tensors_gpu(op: str, gpus: TwoGpus, monkeypatch: p
     compiled = Compiled(gpus)
     monkeypatch.setattr(native, "why_missing", "")
     monkeypatch.setattr(native, "module", SimpleNamespace(cuda=compiled))
+    monkeypatch.setattr(native, "_function", native._function.__wrapped__)  # which are kept
     with use_backend("cuda"):
         run()
     stream = gpus.streams[SECOND.index].cuda_stream
