@@ -18,6 +18,7 @@ code, call by call, and `convert` does not replace such a layer.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -59,6 +60,12 @@ SURROGATES = {  # SpikingJelly's class -> (alpha, spiking) to ours
     surrogate.Rect: lambda alpha, spiking: Rectangular(1 / alpha, spiking=spiking),
     surrogate.DeterministicPass: lambda alpha, spiking: StraightThrough(spiking=spiking),
 }
+
+# A single step of fewer elements, in step mode "s" or with T = 1, runs by SpikingJelly's small ops: a call of the kernel
+# takes longer to start.
+LEAST_ELEMENTS = {"cpu": 1 << 14}
+LEAST_ELEMENTS_ELSEWHERE = 0  # not measured
+
 _DYNAMICS = ("materialize_states", "single_step_functional_forward", "multi_step_functional_forward")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -68,7 +75,17 @@ def surrogate_of(function: nn.Module) -> Surrogate | None:
     alpha = getattr(function, "alpha", 1.0)
     if type(function) not in SURROGATES or not is_number(alpha) or not 0 < alpha < math.inf:
         return None
-    return SURROGATES[type(function)](float(alpha), bool(function.spiking))
+    make = _made.__wrapped__ if torch.compiler.is_compiling() else _made
+    return make(type(function), float(alpha), bool(function.spiking))
+
+
+@lru_cache(maxsize=256)
+def _made(cls: type, alpha: float, spiking: bool) -> Surrogate:
+    return SURROGATES[cls](alpha, spiking)
+
+
+def _least_elements(x: Tensor) -> int:
+    return LEAST_ELEMENTS["cpu"] if x.is_cpu else LEAST_ELEMENTS_ELSEWHERE
 
 
 def _is_finite(value: object) -> bool:
@@ -113,7 +130,11 @@ class _Node:
 
     def _runs(self, x: Tensor, least_dims: int) -> bool:
         """Whether this call is one for the kernels; SpikingJelly's own code has the rest, its errors included."""
-        return x.dtype in DTYPES and x.dim() >= least_dims and len(x) > 0 and self.why_not(self) is None
+        if x.dim() < least_dims or not (time := len(x)) or x.dtype not in DTYPES:
+            return False
+        if (time == 1 or least_dims == 1) and x.numel() < _least_elements(x):
+            return False
+        return self.why_not(self) is None
 
     def _run(self, x: Tensor, v: object, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """x (T, N, *) and the state -> spikes (T, N, *), the next state (N, *), and if it is stored that after each
@@ -210,7 +231,7 @@ class ParametricLIFNode(_Node, neuron.ParametricLIFNode):
         }
 
     def _runs(self, x: Tensor, least_dims: int) -> bool:
-        return self.w.device == x.device and super()._runs(x, least_dims)
+        return super()._runs(x, least_dims) and self.w.device == x.device
 
     @classmethod
     def why_not(cls, layer: nn.Module) -> str | None:
