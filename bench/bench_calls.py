@@ -116,8 +116,8 @@ class Case(NamedTuple):
 CASES = (
     *(Case("lif", shape, passes) for shape in SHAPES for passes in PASSES),
     *(Case(op, (4, 32, 128), passes) for op in ("nn.LIF", "bn_lif", "poisson", "LIFNode") for passes in PASSES),
-    *(Case("LIFNode, a step", shape, passes) for shape in ((1, 1, 128), (1, 32, 128), (1, 64, 1024)) for passes in PASSES),
-)  # fmt: skip
+    *(Case("LIFNode, a step", (1, *inner), passes) for inner in ((1, 128), (32, 128), (64, 1024)) for passes in PASSES),
+)
 ENTRIES = [pytest.param(case, entry, id=f"{case.group}-{entry}") for case in CASES for entry in entries(case.op)]
 
 

@@ -42,7 +42,7 @@ from ..surrogate import (
     SuperSpike,
     Surrogate,
 )
-from .parameters import is_number
+from .parameters import is_number, number, readable
 
 __all__ = ["IFNode", "LIFNode", "ParametricLIFNode", "PoissonEncoder"]
 
@@ -61,8 +61,8 @@ SURROGATES = {  # SpikingJelly's class -> (alpha, spiking) to ours
     surrogate.DeterministicPass: lambda alpha, spiking: StraightThrough(spiking=spiking),
 }
 
-# A single step of fewer elements, in step mode "s" or with T = 1, runs by SpikingJelly's small ops: a call of the kernel
-# takes longer to start.
+# A single step of fewer elements, in step mode "s" or with T = 1, runs by SpikingJelly's small ops: a call of the
+# kernel takes longer to start.
 LEAST_ELEMENTS = {"cpu": 1 << 14}
 LEAST_ELEMENTS_ELSEWHERE = 0  # not measured
 
@@ -100,6 +100,7 @@ class _Node:
     """What runs otherwise, in front of SpikingJelly's class."""
 
     _library: ClassVar[type]
+    _cost: ClassVar[int] = 1  # of the way to the kernel: multiplies LEAST_ELEMENTS
 
     def __init__(self, *args: object, backend: str | None = None, **kwargs: object) -> None:
         """SpikingJelly's arguments; `backend`, of its earlier versions, is accepted and ignored."""
@@ -132,7 +133,7 @@ class _Node:
         """Whether this call is one for the kernels; SpikingJelly's own code has the rest, its errors included."""
         if x.dim() < least_dims or not (time := len(x)) or x.dtype not in DTYPES:
             return False
-        if (time == 1 or least_dims == 1) and x.numel() < _least_elements(x):
+        if (time == 1 or least_dims == 1) and x.numel() < self._cost * _least_elements(x):
             return False
         return self.why_not(self) is None
 
@@ -221,9 +222,12 @@ class ParametricLIFNode(_Node, neuron.ParametricLIFNode):
     """SpikingJelly's `ParametricLIFNode`: 1/tau = sigmoid(w) is learnt."""
 
     _library = neuron.ParametricLIFNode
+    _cost = 4
 
     def _charge(self) -> dict[str, float | Tensor]:
-        q = self.w.to(state_dtype(self.w.dtype)).sigmoid()
+        q: float | Tensor = self.w.to(state_dtype(self.w.dtype)).sigmoid()
+        if readable(self.w) and not torch._C._are_functorch_transforms_active():
+            q = number(q)  # rounded as it is; what is made of it is rounded once too, by the kernel
         return {
             "decay": 1 - q,
             "gain": q if self.decay_input else 1.0,

@@ -170,8 +170,10 @@ class _Shapes:
 
     def dense(self, tensor: Tensor | None) -> Tensor | None:
         """A state, output or input in this call's layout."""
-        if tensor is None or (not self.channels_last and tensor.is_contiguous()):
-            return tensor
+        if tensor is None:
+            return None
+        if not self.channels_last:
+            return tensor.contiguous()
         return layout.as_layout(tensor, self.channels_last, tensor.dim() - len(self.inner) + 1)
 
     def in_memory(self, parameters: Tensor | None) -> Tensor | None:
