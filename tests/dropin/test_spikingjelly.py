@@ -345,7 +345,7 @@ def test_small_steps_run_by_spikingjellys_ops(make: Callable, monkeypatch: pytes
     assert_same_bits(ours(x[:1]), theirs(x[:1]))
     base.to_functional_forward(ours)((x[:1],), (0.0,))
     assert not calls
-    ours(x[:2])
+    ours(x)
     ours.step_mode = "s"
     ours(current(100))  # a learnt decay costs more to start with
     assert len(calls) == 2

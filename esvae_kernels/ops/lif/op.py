@@ -733,6 +733,8 @@ def stack_parameters(
 
 def _columns(value: Tensor, size: int, inner: Sequence[int]) -> Tensor:
     """One element, one per channel, or one per neuron -> (size)."""
+    if size == 1:
+        return value.reshape(1)
     if value.dim() < 2 and value.numel() not in (1, size):  # per channel, where others are per neuron
         value = value.view(-1, *(1,) * (len(inner) - 2)).expand(inner[1:])
     return value.reshape(-1).expand(size)
