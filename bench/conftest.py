@@ -89,9 +89,9 @@ def _configure_gpu(config: pytest.Config, device: torch.device) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The benchmarks of the drop-in layers are of the CPU: they have no copy to compare with. That of reading images is
-    a program, and needs more packages."""
-    of_cpu = collection_path.name.startswith(("bench_dropin", "bench_images"))
+    """The benchmarks of the drop-in layers and of small calls are of the CPU: they have no copy to compare with. That
+    of reading images is a program, and needs more packages."""
+    of_cpu = collection_path.name.startswith(("bench_dropin", "bench_calls", "bench_images"))
     return True if config.stash[_GPU] is not None and of_cpu else None
 
 
@@ -212,13 +212,16 @@ def measure(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Call
     return measure
 
 
-@cache
 def _surroundings() -> dict[str, object]:
+    return {"device": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+@cache
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    model = next(
+    return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-    return {"device": model, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -33,10 +33,10 @@ from .folding import BATCH_STATISTICS, RANDOM, STATELESS, fixed_statistics, hook
 
 __all__ = ["NEURONS", "REPLACEMENTS", "Leaky", "unroll"]
 
-# Single steps of fewer elements run by snnTorch's ten small ops: a call of the kernel takes longer to start. CPU: from
-# 2^19 elements on, no reset takes longer forward and backward (2026-11-24); elsewhere not measured, but from the time
-# to start those ops.
-LEAST_ELEMENTS = {"cpu": 1 << 19}
+# Single steps of fewer elements run by snnTorch's ten small ops: a call of the kernel takes longer to start. CPU, one
+# thread (2026-12-01): with 2^15 elements the three resets take 0.66 to 1.03 of its time, forward or forward and
+# backward, with 2^16 0.45 to 0.91; elsewhere not measured, but from the time to start those ops.
+LEAST_ELEMENTS = {"cpu": 1 << 16}
 LEAST_ELEMENTS_ELSEWHERE = 1 << 22
 
 # What a subclass changes when it changes the dynamics.

@@ -47,6 +47,13 @@ SPIKES = {"multi": activation.MultiSpike, "single": activation.SingleSpike}
 RESETS = {"subtract": activation.MembraneSubtract(), "reset": activation.MembraneReset()}
 FLOORS = {"": None, "floor-0": 0.0, "floor": -0.3}
 
+
+@pytest.fixture(autouse=True)
+def in_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of steps of any size, of which sinabs' own ops would run few and small ones faster."""
+    monkeypatch.setitem(ours.LEAST_ELEMENTS, "cpu", 0)
+
+
 on_neurons = pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
 on_synapses = pytest.mark.parametrize("synapse", SYNAPSES.values(), ids=SYNAPSES)
 on_spikes = pytest.mark.parametrize("spike", SPIKES.values(), ids=SPIKES)
@@ -295,6 +302,16 @@ def test_layouts() -> None:
         assert_same(*twins(layers.IAF()), [x])
     assert_same(*twins(layers.IAF()), [current(B, T)])
     assert_same(*twins(layers.LIF(torch.tensor([2.0, 3.0, 4.0]))), [current(B, T, 3)])
+
+
+def test_few_small_steps_run_by_sinabs_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ours.LEAST_ELEMENTS, "cpu", 60)
+    one, calls, run = convert_fresh(layers.LIF(tau_mem=20.0)), [], ours.lif
+    monkeypatch.setattr(ours, "lif", lambda *a, **o: calls.append(1) or run(*a, **o))
+    for steps, size, expected in ((4, 14, 0), (4, 15, 1), (5, 1, 2)):
+        one.reset_states()
+        one(current(1, steps, size))
+        assert len(calls) == expected
 
 
 def test_without_gradients() -> None:

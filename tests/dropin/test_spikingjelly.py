@@ -52,6 +52,12 @@ on_nodes = pytest.mark.parametrize("make", NODES.values(), ids=NODES)
 on_modes = pytest.mark.parametrize("mode", ["s", "m"])
 
 
+@pytest.fixture(autouse=True)
+def in_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single steps of any size, which SpikingJelly's own ops would run faster."""
+    monkeypatch.setitem(spikingjelly.LEAST_ELEMENTS, "cpu", 0)
+
+
 @pytest.fixture
 def no_code_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """SpikingJelly's neurons cannot run."""
@@ -318,6 +324,31 @@ def test_other_inputs() -> None:
         with pytest.raises((TypeError, AttributeError)):
             layer(None)
     assert ours(torch.zeros(3, 0)).shape == (3, 0)
+
+
+@on_nodes
+def test_small_steps_run_by_spikingjellys_ops(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step below the limit, in every way to call one, bit for bit as theirs; a sequence always runs in the kernel."""
+    monkeypatch.setitem(spikingjelly.LEAST_ELEMENTS, "cpu", 25)
+    theirs, ours = twins(make(store_v_seq=True))
+    calls = []
+    run = spikingjelly.lif
+    monkeypatch.setattr(spikingjelly, "lif", lambda *a, **o: calls.append(1) or run(*a, **o))
+    x = current(3, *N, dtype=torch.float32)  # steps of 24 elements
+    for pair in zip(results(theirs, [x]), results(ours, [x]), strict=True):
+        for expected, actual in zip(*pair, strict=True):
+            assert_same_bits(actual, expected)
+    base.to_functional_forward(ours)((x[0],), (0.0,))
+    for layer in (theirs, ours):
+        layer.reset()
+        layer.step_mode = "m"
+    assert_same_bits(ours(x[:1]), theirs(x[:1]))
+    base.to_functional_forward(ours)((x[:1],), (0.0,))
+    assert not calls
+    ours(x)
+    ours.step_mode = "s"
+    ours(current(100))  # a learnt decay costs more to start with
+    assert len(calls) == 2
 
 
 def test_neurons_of_other_kinds_are_left_alone() -> None:

@@ -88,11 +88,11 @@ def lif(
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    outputs: dict[str, Tensor],
+    outputs: dict[str, Tensor | None],
     channels_last: bool,
     p: Neuron,
 ) -> None:
-    """Fills `outputs`: out, v, and where they have elements i, membrane and saved."""
+    """Fills `outputs`: out, v, and where they are there i, membrane and saved."""
     values = _common(backend, x, v, i, parameters, weights, channels_last, p) | _addresses(outputs)
     native.call("lif_forward", backend, x, values["size"] * p.steps, values)
 
@@ -105,30 +105,32 @@ def lif_backward(
     parameters: Tensor | None,
     weights: Tensor | None,
     inputs: dict[str, Tensor | None],
-    outputs: dict[str, Tensor],
+    outputs: dict[str, Tensor | None],
     channels_last: bool,
     wanted: Wanted,
     p: Neuron,
-) -> tuple[Tensor, Tensor]:
-    """Fills `outputs` (dx, dv0, di0, where they have elements), returns dparameters (2 or 6, C) and dweights (T), fp64.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fills `outputs` (dx, dv0, di0, where they are there), returns dparameters (2 or 6, C) and dweights (T), fp64,
+    where they are wanted.
 
     `inputs`: saved, dout, dv, di, dmembrane, center_of_x (see csrc/calls.h).
     """
     values = _common(backend, x, v, i, parameters, weights, channels_last, p)
+    values |= _addresses(inputs) | _addresses(outputs)
+    where = backend, x, values["size"] * p.steps
+    if not wanted.parameters and not wanted.weights:
+        native.call("lif_backward", *where, values)
+        return None, None
     affine = parameters is not None and len(parameters) == 2
     bits = wanted.parameters << AFFINE.start if affine else wanted.parameters
     dparameters = x.new_zeros((len(PARAMETERS), values["channels"] if bits else 0), dtype=torch.float64)
     dweights = x.new_zeros(p.steps if wanted.weights else 0, dtype=torch.float64)
-    sums = {"dparameters": dparameters, "dweights": dweights}
-    values |= {k: native.address(t) for k, t in inputs.items()} | _addresses(outputs | sums) | {"wanted": bits}
-    where = backend, x, values["size"] * p.steps
-    if bits or wanted.weights:
-        workspace = x.new_empty(native.call("lif_workspace", *where, values), dtype=torch.float64)
-        values["workspace"] = workspace.data_ptr()
-    native.call("lif_backward", *where, values)
+    values |= _addresses({"dparameters": dparameters, "dweights": dweights}) | {"wanted": bits}
+    workspace = x.new_empty(native.call("lif_workspace", *where, values), dtype=torch.float64)
+    native.call("lif_backward", *where, values | {"workspace": workspace.data_ptr()})
     return dparameters[AFFINE].clone() if affine else dparameters, dweights  # a view would differ from the fake
 
 
-def _addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Null for a tensor without elements."""
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+def _addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
+    """Null for none, or one without elements."""
+    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Required, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, NamedTuple, Required, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -108,8 +108,11 @@ class _Shapes:
         least = (self.p.steps - 1) // CHUNK
         require(rows == 0 or rows >= least, lambda: f"saved_rows: got {rows}, accepted are 0 and {least}")
 
-    def check_saved(self, saved: Tensor) -> None:
+    def check_saved(self, saved: Tensor | None) -> None:
         least = (self.p.steps - 1) // CHUNK * (2 if self.p.synaptic else 1)
+        if saved is None:
+            require(least == 0, lambda: f"saved: got none, accepted are {least} rows")
+            return
         require(
             saved.shape[1:] == self.inner and saved.shape[0] >= least and saved.dtype == self.state_dtype,
             lambda: f"saved: got shape {tuple(saved.shape)}, {saved.dtype}, accepted are {least} rows",
@@ -141,33 +144,41 @@ class _Shapes:
 
     def _empty(self, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape = (*leading, *self.inner)
-        return layout.empty(shape, self.channels_last, len(leading) + 1, self.x, dtype)
+        if not self.channels_last:
+            return self.x.new_empty(shape, dtype=dtype)
+        return layout.empty(shape, True, len(leading) + 1, self.x, dtype)
 
-    def outputs(self, saved_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def outputs(self, saved_rows: int, every: bool) -> tuple[Tensor | None, ...]:
         """out, the last v, the last i, the membrane potentials, and the v, then with a synapse the i, that the backward
-        starts from: what is not there is of no elements."""
-        p = self.p
-        out = self._empty((p.steps,) if READOUTS[p.readout] is None else (), p.dtype)
+        starts from. What is not there is None, or with `every` of no elements."""
+        p, state = self.p, self.state_dtype
         return (
-            out,
-            self._empty((), self.state_dtype),
-            self._state(p.synaptic),
-            self._empty((p.steps if p.record else 0,), self.state_dtype),
-            self._empty((saved_rows * (2 if p.synaptic else 1),), self.state_dtype),
+            self._empty((p.steps,) if READOUTS[p.readout] is None else (), p.dtype),
+            self._empty((), state),
+            self._state(p.synaptic, every),
+            self._empty((p.steps if p.record else 0,), state) if p.record or every else None,
+            self._empty((saved_rows * (2 if p.synaptic else 1),), state) if saved_rows or every else None,
         )
 
-    def gradients(self, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.x
-        dx = layout.empty(x.shape, self.channels_last, self.channel, x, x.dtype) if wanted.x else x.new_empty(0)
-        return dx, self._state(wanted.v), self._state(wanted.i)
+    def gradients(self, wanted: Wanted, every: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, dx = self.x, None
+        if wanted.x:
+            dx = layout.empty(x.shape, self.channels_last, self.channel, x, x.dtype)
+        elif every:
+            dx = x.new_empty(0)
+        return dx, self._state(wanted.v, every), self._state(wanted.i, every)
 
-    def _state(self, there: bool) -> Tensor:
-        return self._empty((), self.state_dtype) if there else self.x.new_empty(0, dtype=self.state_dtype)
+    def _state(self, there: bool, every: bool) -> Tensor | None:
+        if there:
+            return self._empty((), self.state_dtype)
+        return self.x.new_empty(0, dtype=self.state_dtype) if every else None
 
     def dense(self, tensor: _There) -> _There:
         """A state, output or input in this call's layout."""
-        if tensor is None or (not self.channels_last and tensor.is_contiguous()):
-            return tensor
+        if tensor is None:
+            return None
+        if not self.channels_last:
+            return tensor.contiguous()
         return layout.as_layout(tensor, self.channels_last, tensor.dim() - len(self.inner) + 1)
 
     def in_memory(self, parameters: Tensor | None) -> Tensor | None:
@@ -196,14 +207,18 @@ def _lif_fake(
     text: str,
     steps: int,
     saved_rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     shapes = _Shapes(x, _neuron(text, steps, None))
     shapes.check(v, i, parameters, weights)
     shapes.check_rows(saved_rows)
-    return shapes.outputs(saved_rows)
+    return cast("tuple[Tensor, ...]", shapes.outputs(saved_rows, True))
 
 
-def _lif(
+def _lif(*arguments: Any) -> tuple[Tensor, ...]:
+    return cast("tuple[Tensor, ...]", _lif_there(*arguments, every=True))  # type: ignore[misc]
+
+
+def _lif_there(
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
@@ -213,23 +228,26 @@ def _lif(
     text: str,
     steps: int,
     saved_rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    every: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """What `lif_fwd` returns; without `every`, None is what has no elements."""
     p = _neuron(text, steps, shape)
     shapes = _Shapes(x, p)
     shapes.check(v, i, parameters, weights)
     shapes.check_rows(saved_rows)
-    results = shapes.outputs(saved_rows)
+    results = shapes.outputs(saved_rows, every)
     backend, room = backends.room(__package__, x.device)
     if room is None:
         states: list[tuple[Tensor, Tensor | None]] = []
         found = reference.lif(x, v, i, parameters, weights, p, states)
         starts = states[CHUNK - 1 : -1 : CHUNK] if saved_rows else []  # the backward may run on another backend
         for result, value in zip(results, found, strict=False):
-            if value is not None:
+            if value is not None and result is not None:
                 result.copy_(value)
         for k, potentials in enumerate(zip(*starts, strict=True)):
             if potentials[0] is not None:
-                results[-1][k * len(starts) : (k + 1) * len(starts)].copy_(torch.stack(potentials))
+                kept = cast("Tensor", results[-1])
+                kept[k * len(starts) : (k + 1) * len(starts)].copy_(torch.stack(potentials))
     else:
         outputs = dict(zip(("out", "v", "i", "membrane", "saved"), results, strict=True))
         x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
@@ -253,7 +271,7 @@ def _lif_backward_fake(
     text: str,
     steps: int,
     *want: *_Want,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     shapes = _Shapes(x, _neuron(text, steps, None))
     shapes.check(v, i, parameters, weights)
     shapes.check_saved(saved)
@@ -261,25 +279,30 @@ def _lif_backward_fake(
     return _gradients(shapes, parameters, Wanted(*want))
 
 
-def _gradients(
-    shapes: _Shapes, parameters: Tensor | None, wanted: Wanted
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradients(shapes: _Shapes, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, ...]:
+    return *shapes.gradients(wanted, True), *_sums(shapes, parameters, wanted)  # type: ignore[return-value]
+
+
+def _sums(shapes: _Shapes, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, Tensor]:
     x, sums = shapes.x, (len(PARAMETERS), 1) if parameters is None else parameters.shape
     return (
-        *shapes.gradients(wanted),
         x.new_empty((sums[0], sums[1] if wanted.parameters else 0), dtype=torch.float64),
         x.new_empty(shapes.p.steps if wanted.weights else 0, dtype=torch.float64),
     )
 
 
-def _lif_backward(
+def _lif_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    return cast("tuple[Tensor, ...]", _lif_backward_there(*arguments, every=True))
+
+
+def _lif_backward_there(
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
     shape: Tensor | None,
-    saved: Tensor,
+    saved: Tensor | None,
     dout: Tensor | None,
     dv: Tensor | None,
     di: Tensor | None,
@@ -288,7 +311,9 @@ def _lif_backward(
     text: str,
     steps: int,
     *want: *_Want,
-) -> tuple[Tensor, ...]:
+    every: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """What `lif_bwd` returns; without `every`, None may be what has no elements."""
     p, wanted = _neuron(text, steps, shape), Wanted(*want)
     shapes, cotangents = _Shapes(x, p), (dout, dv, di, dmembrane)
     shapes.check(v, i, parameters, weights)
@@ -297,18 +322,28 @@ def _lif_backward(
     if room is None:
         return _reference_backward(shapes, (x, v, i, parameters, weights), cotangents, center_of_x, wanted)
     shapes.check_saved(saved)
-    dx, dv0, di0 = shapes.gradients(wanted)
-    names, dense = ("dout", "dv", "di", "dmembrane"), [shapes.dense(c) for c in cotangents]
-    inputs = dict(zip(names, dense, strict=True))
+    dx, dv0, di0 = shapes.gradients(wanted, every)
     if center_of_x is not None:
         center_of_x = shapes.in_memory(center_of_x.unsqueeze(0))
-    inputs |= {"saved": shapes.dense(saved), "center_of_x": center_of_x}
+    inputs = {
+        "dout": shapes.dense(dout),
+        "dv": shapes.dense(dv),
+        "di": shapes.dense(di),
+        "dmembrane": shapes.dense(dmembrane),
+        "saved": shapes.dense(saved),
+        "center_of_x": center_of_x,
+    }
     x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
     outputs = {"dx": dx, "dv0": dv0, "di0": di0}
     dparameters, dweights = room.lif_backward(
         backend, x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p
     )
-    return dx, dv0, di0, shapes.in_order(dparameters), dweights
+    if every:
+        none = _sums(shapes, parameters, wanted)
+        dparameters, dweights = (e if t is None else t for t, e in zip((dparameters, dweights), none, strict=True))
+    if wanted.parameters:
+        dparameters = shapes.in_order(dparameters)
+    return dx, dv0, di0, dparameters, dweights
 
 
 def _reference_backward(
@@ -419,13 +454,15 @@ lif_fwd = register(
     _lif,
     _lif_fake,
     _lif_vmap,
+    _lif_there,
 )
 lif_bwd = register(
-    f"lif_bwd({_INPUTS}, Tensor saved, {_COTANGENTS}, Tensor? center_of_x, {_OPTIONS}, {_WANTED})"
+    f"lif_bwd({_INPUTS}, Tensor? saved, {_COTANGENTS}, Tensor? center_of_x, {_OPTIONS}, {_WANTED})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _lif_backward,
     _lif_backward_fake,
     _lif_backward_vmap,
+    _lif_backward_there,
 )
 
 
@@ -540,13 +577,14 @@ class _LifBackward(torch.autograd.Function):
 _EagerLif = eager(_Lif)
 
 
-def without_gradient(output: Sequence[Tensor], p: Neuron) -> list[Tensor]:
+def without_gradient(output: Sequence[Tensor | None], p: Neuron) -> list[Tensor]:
     """Of what `lif_fwd` returns."""
-    return [
+    found = [
         output[4],
-        *([] if p.dtype.is_floating_point else [output[0]]),
-        *([] if p.synaptic else [output[2]]),
+        None if p.dtype.is_floating_point else output[0],
+        None if p.synaptic else output[2],
     ]
+    return [tensor for tensor in found if tensor is not None]
 
 
 def cotangents_there(cotangents: Sequence[Tensor | None], p: Neuron) -> tuple[Tensor | None, ...]:
@@ -785,6 +823,8 @@ def stack_parameters(
 
 def _columns(value: Tensor, size: int, inner: Sequence[int]) -> Tensor:
     """One element, one per channel, or one per neuron -> (size)."""
+    if size == 1:
+        return value.reshape(1)
     if value.dim() < 2 and value.numel() not in (1, size):  # per channel, where others are per neuron
         value = value.view(-1, *(1,) * (len(inner) - 2)).expand(inner[1:])
     return value.reshape(-1).expand(size)

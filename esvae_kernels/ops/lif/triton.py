@@ -586,6 +586,8 @@ def lif(
     if not x.numel():
         return
     out, membrane, saved = outputs["out"], outputs["membrane"] if p.record else None, outputs["saved"]
+    if saved is None:  # the kernel takes a tensor
+        saved = outputs["v"].new_empty((0, *outputs["v"].shape))
     per_thread = _per_thread(x, None if p.readout else out, membrane)
     layout, arguments = _common(x, v, i, parameters, weights, channels_last, per_thread, 0, p)
     arguments |= {
@@ -637,7 +639,7 @@ def lif_backward(
     if p.reset == _AT_ONCE.value:
         kept *= 2  # and v before it, which m alone does not give
     arguments |= {
-        "saved": inputs["saved"],
+        "saved": x.new_empty(0, dtype=state_dtype(x.dtype)) if inputs["saved"] is None else inputs["saved"],
         "dout": dout,
         "dv_last": inputs["dv"],
         "di_last": inputs["di"],
