@@ -50,7 +50,7 @@ from parts import lif
 from torch import Tensor
 
 import esvae_kernels
-from esvae_kernels import Delayed, Hard, Soft, use_backend
+from esvae_kernels import Delayed, Hard, Reset, Soft, use_backend
 from esvae_kernels.layout import is_channels_last
 from esvae_kernels.native import SERIAL_BELOW
 from esvae_kernels.ops.lif import reference
@@ -1603,6 +1603,7 @@ BAD = {
     "threshold-float32": (ValueError, "threshold: got 1e+39, accepted", {"threshold": 1e39}),
     "v_min-float32": (ValueError, "v_min: got -1e+39, accepted is a finite number (in float32)", {"v_min": -1e39}),
     "reset-word": (TypeError, "reset: got 'hard', accepted are Hard(), Soft(), Delayed() of esvae", {"reset": "hard"}),
+    "reset-base": (TypeError, "reset: got ", {"reset": Reset()}),
     "reset-class": (TypeError, "reset: got <class", {"reset": Hard}),
     "reset-list": (TypeError, "reset: got [Hard(", {"reset": [Hard()]}),
     "surrogate-class": (TypeError, "surrogate: got <class", {"surrogate": Sigmoid}),

@@ -23,7 +23,7 @@ from ...library import (
     require,
 )
 from ...native import DTYPES
-from ...reset import Delayed, Hard, Reset, name_of
+from ...reset import Delayed, Hard, Reset, Soft, name_of
 from ...surrogate import ATan, Surrogate
 from ...surrogate.reference import with_parameter
 from . import reference
@@ -730,7 +730,7 @@ def describe(
     """Validates what of a call, or of a module, is no tensor. `learns`: whether a gradient is to flow."""
     state = state_dtype(x_dtype)
     surrogate = check.surrogate(surrogate)
-    if not isinstance(reset, Reset | None):
+    if reset is not None and type(reset) not in (Hard, Soft, Delayed):  # of a subclass the kernels know nothing
         raise TypeError(f"reset: got {reset!r}, accepted are Hard(), Soft(), Delayed() of esvae_kernels and None")
     if record not in (None, "membrane"):
         raise ValueError(f"record: got {record!r}, accepted are None and 'membrane'")
