@@ -110,7 +110,7 @@ def _choices() -> tuple[_Choice, ...]:
 
 def forced() -> str | None:
     """The backend that `use_backend` forces, or else `ESVAE_BACKEND`; None where the fastest one is to run."""
-    if choices := _choices():
+    if torch._C._is_key_in_tls(_FORCED) and (choices := _choices()):
         return choices[-1].name
     return environment()
 
@@ -124,16 +124,16 @@ def environment() -> str | None:
 
 def pick(device: torch.device) -> str:
     """The backend for a tensor on `device`: the forced one, else the fastest that runs."""
-    asked = forced()
+    asked, kind = forced(), device.type
     if asked is None:
-        order = _ORDER.get(device.type, ("reference",))
+        order = _ORDER.get(kind, ("reference",))
         for name in order:
-            if _BACKENDS[name].why_not(device.type) is None:
+            if _BACKENDS[name].why_not(kind) is None:
                 break
         if name == "reference" != order[0]:
-            _say_that_it_is_slow(device.type)
+            _say_that_it_is_slow(kind)
         return name
-    if why := _BACKENDS[asked].why_not(device.type):
+    if why := _BACKENDS[asked].why_not(kind):
         raise RuntimeError(f"backend {asked!r} was asked for but cannot run: {why}")
     return asked
 

@@ -6,7 +6,6 @@ import ctypes
 import importlib.metadata
 from collections.abc import Callable
 from functools import cache
-from operator import itemgetter
 from pathlib import Path
 from struct import Struct
 from types import ModuleType
@@ -67,9 +66,8 @@ class _Function(NamedTuple):
     run: Callable[[bytes], Any]
     home: str  # the type of device whose tensors it takes
     pack: Callable[..., bytes]  # the values in order
-    in_order: Callable[[dict[str, Any]], tuple[Any, ...]]
+    at: dict[str, int]  # a name's place in that order
     null: dict[str, int]  # every address, as it is where a call does not name it
-    names: tuple[str, ...]
 
 
 @cache
@@ -80,34 +78,46 @@ def _function(backend: str, name: str) -> _Function:
     compiled, home = homes[backend]
     form, names = compiled.layouts[name]  # type: ignore[union-attr]
     null = {name: 0 for name, code in zip(names, form[1:], strict=True) if code == "Q"}
-    return _Function(getattr(compiled, name), home, Struct(form).pack, itemgetter(*names), null, names)
+    at = {name: k for k, name in enumerate(names)}
+    return _Function(getattr(compiled, name), home, Struct(form).pack, at, null)
 
 
-def pack(
-    backend: str, function: str, values: dict[str, Any], *, threads: int = 1, device: int = 0, stream: int = 0
-) -> bytes:
-    """What a function of the compiled module takes. `values`: by the names of csrc/calls.h; an address that is not
-    among them is null."""
+def in_order(backend: str, function: str, values: dict[str, Any]) -> list[Any]:
+    """The values of a call in the order in which they are packed. `values`: by the names of csrc/calls.h; an address
+    that is not among them is null, the place the first GPU or one thread."""
     f = _function(backend, function)
-    every = f.null | values
-    every["threads"], every["device"], every["stream"] = threads, device, stream
-    if len(every) != len(f.names):  # as many, but others: a KeyError below
-        raise TypeError(f"{function}: unknown or missing: {', '.join(sorted(every.keys() ^ set(f.names)))}")
-    return f.pack(*f.in_order(every))
+    every = f.null | values | {"threads": 1, "device": 0, "stream": 0}
+    if every.keys() != f.at.keys():
+        raise TypeError(f"{function}: unknown or missing: {', '.join(sorted(every.keys() ^ f.at.keys()))}")
+    return [every[name] for name in f.at]
 
 
-def call(function: str, backend: str, tensor: Tensor, work: int, values: dict[str, Any]) -> Any:
+def call(
+    function: str,
+    backend: str,
+    tensor: Tensor,
+    work: int,
+    values: dict[str, Any],
+    rest: list[Any] | None = None,
+) -> Any:
     """Calls a function of the compiled module: on `cpu` with torch's threads for `work` elements, on `cuda` on the
-    tensor's device, in torch's current stream."""
-    run, home, *_ = _function(backend, function)
-    device = tensor.device
-    if device.type != home:
-        raise RuntimeError(f"{function}: got a tensor on {device}, the backend {backend!r} takes those on {home}")
-    if home == "cpu":
-        return run(pack(backend, function, values, threads=threads(work)))
+    tensor's device, in torch's current stream. `rest`: of `in_order`, what `values` changes a part of; it is kept."""
+    f = _function(backend, function)
+    device, at = tensor.device, f.at
+    if device.type != f.home:
+        raise RuntimeError(f"{function}: got a tensor on {device}, the backend {backend!r} takes those on {f.home}")
+    if rest is None:
+        packed = in_order(backend, function, values)
+    else:
+        packed = rest.copy()
+        for name, value in values.items():
+            packed[at[name]] = value
+    if f.home == "cpu":
+        packed[at["threads"]] = threads(work)
+        return f.run(f.pack(*packed))
     with torch.cuda.device(device):
-        stream = torch.cuda.current_stream().cuda_stream
-        return run(pack(backend, function, values, device=device.index, stream=stream))
+        packed[at["device"]], packed[at["stream"]] = device.index, torch.cuda.current_stream().cuda_stream
+        return f.run(f.pack(*packed))
 
 
 def address(tensor: Tensor | None) -> int:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -108,7 +109,7 @@ def test_without_a_driver_it_says_so() -> None:
     values |= {"decay": 0.5, "gain": 1, "threshold": 1, "v_min": -math.inf, "shape": 1, "scale": 1}
     values |= {"channels": 1, "inner": 4, "steps": 1}
     with pytest.raises(RuntimeError, match=r"^lif_forward: "):  # the caller is trusted to have asked; even so, no crash
-        CUDA.lif_forward(native.pack("cuda", "lif_forward", values))
+        CUDA.lif_forward(struct.pack(CUDA.layouts["lif_forward"][0], *native.in_order("cuda", "lif_forward", values)))
 
 
 @needs_cuda

@@ -23,8 +23,8 @@ def test_a_call_is_packed_by_names() -> None:
     assert names == ("dtype", "dx", "y", "factors", "dy", "size", "channels", "inner", "threads", "device", "stream")
     assert form == "=qQQQQqqqqqQ"
     given = {"inner": -1, "dtype": 2, "y": 2**64 - 1, "size": 3, "channels": 4}
-    packed = native.pack("cpu", "batch_correction", given, threads=5)
-    assert struct.unpack(form, packed) == (2, 0, 2**64 - 1, 0, 0, 3, 4, -1, 5, 0, 0)
+    values = native.in_order("cpu", "batch_correction", given)
+    assert struct.unpack(form, struct.pack(form, *values)) == (2, 0, 2**64 - 1, 0, 0, 3, 4, -1, 1, 0, 0)
     assert native.module.layouts.keys() >= {"lif_forward", "lif_backward", "poisson_forward", "batch_statistics"}
     for form, names in native.module.layouts.values():
         assert len(form) - 1 == len(set(names)) == len(names)
@@ -34,13 +34,14 @@ def test_unknown_and_missing_names_are_refused() -> None:
     name, given = "batch_correction", {"dtype": 1, "size": 0, "channels": 1, "inner": 1}
 
     def refused(names: str, changed: dict[str, object]) -> None:
-        one_line(lambda: native.pack("cpu", name, changed), TypeError, f"{name}: unknown or missing: {names}")
+        one_line(lambda: native.in_order("cpu", name, changed), TypeError, f"{name}: unknown or missing: {names}")
 
     refused("colour", given | {"colour": 1})
     refused("size", {key: value for key, value in given.items() if key != "size"})
     renamed = {{"size": "length"}.get(key, key): value for key, value in given.items()}
-    with pytest.raises(KeyError, match="size"):
-        native.pack("cpu", name, renamed)
+    refused("length, size", renamed)
+    with pytest.raises(KeyError, match="colour"):
+        native.call(name, "cpu", torch.empty(4), 4, {"colour": 1}, native.in_order("cpu", name, given))
 
 
 @pytest.mark.parametrize("packed", [b"", b"\0" * 80, b"\0" * 96])
