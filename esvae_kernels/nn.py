@@ -24,6 +24,7 @@ from . import check
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.lif.op import NAMES, RENAMED, Fire, Number, Readout, describe
+from .ops.lif.reference import state_dtype
 from .ops.poisson import poisson
 from .ops.poisson.op import check_stream
 from .reset import Hard, Reset
@@ -163,7 +164,8 @@ class _Neuron(nn.Module):
                     f"x: got {tuple(inner.shape)} neurons, accepted are the {tuple(state.shape)} of the call before, or"
                     " reset() between the two"
                 )
-        return self._state
+        dtype = state_dtype(inner.dtype)  # another where inputs have become fp64
+        return tuple(None if state is None else state.to(dtype) for state in self._state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

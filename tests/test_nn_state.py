@@ -89,6 +89,8 @@ def test_a_state_moves_with_its_module() -> None:
     module(randn(4, 3))
     module.to(torch.bfloat16)  # potentials stay fp32
     module(randn(4, 3).bfloat16())
+    module.double()
+    module(randn(4, 3, dtype=torch.float64))
     assert module.to("meta")(torch.empty(4, 3, device="meta")).device.type == "meta"
 
 
