@@ -54,6 +54,7 @@ from esvae_kernels import Delayed, Hard, Reset, Soft, use_backend
 from esvae_kernels.layout import is_channels_last
 from esvae_kernels.native import SERIAL_BELOW
 from esvae_kernels.ops.lif import reference
+from esvae_kernels.ops.lif.op import stored_rows
 from esvae_kernels.ops.lif.reference import CHUNK, PARAMETERS, RESETS
 from esvae_kernels.surrogate import Rectangular, Sigmoid, StraightThrough, Surrogate
 
@@ -1216,8 +1217,9 @@ def test_opcheck(case: str) -> None:
     options = {"constant": c["constant"], "reset": c["reset"], "readout": c.get("readout"), "steps": steps}
     options |= {key: c[key] for key in ("synaptic_decay", "several", "v_min") if key in c}
     p = neuron(**options, record=c.get("record", False), dtype=c.get("out", x.dtype), **RICH)
-    torch.library.opcheck(ops.lif_fwd, (x, v, i, learnt, weights, None, *raw(p), 1))
-    out, last, current, m, saved = ops.lif_fwd(x, v, i, learnt, weights, None, *raw(p), 1)
+    rows = stored_rows(p.steps)  # all of which are written
+    torch.library.opcheck(ops.lif_fwd, (x, v, i, learnt, weights, None, *raw(p), rows))
+    out, last, current, m, saved = ops.lif_fwd(x, v, i, learnt, weights, None, *raw(p), rows)
     cotangents = (
         out if p.dtype.is_floating_point else None,
         last if v is not None else None,
