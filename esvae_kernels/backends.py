@@ -110,7 +110,7 @@ def _choices() -> tuple[_Choice, ...]:
 
 def forced() -> str | None:
     """The backend that `use_backend` forces, or else `ESVAE_BACKEND`; None where the fastest one is to run."""
-    if torch._C._is_key_in_tls(_FORCED) and (choices := _choices()):
+    if choices := _choices():
         return choices[-1].name
     return environment()
 

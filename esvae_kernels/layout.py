@@ -46,6 +46,8 @@ def empty(shape: Sequence[int], channels_last: bool, channel: int, like: Tensor,
 
 def as_layout(tensor: Tensor, channels_last: bool, channel: int) -> Tensor:
     """`tensor` itself where it has that layout already, else a copy that does."""
-    if _has(tensor, strides(tensor.shape, channels_last, channel)):
+    if not channels_last:
+        return tensor.contiguous()
+    if _has(tensor, strides(tensor.shape, True, channel)):
         return tensor
-    return empty(tensor.shape, channels_last, channel, tensor, tensor.dtype).copy_(tensor)
+    return empty(tensor.shape, True, channel, tensor, tensor.dtype).copy_(tensor)

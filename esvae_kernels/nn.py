@@ -103,7 +103,7 @@ class _Neuron(nn.Module):
             options.get("threshold", 1.0),
             v_reset,
             options.get("synaptic_decay"),
-            Hard(detach=reset.detach) if isinstance(reset, Hard) else reset,
+            reset,
             options.get("surrogate", _SURROGATE),
             "weights" if readout not in (None, "mean") else readout,
             options.get("record"),

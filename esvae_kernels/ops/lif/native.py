@@ -26,8 +26,7 @@ def _of_neuron(backend: str, function: str, p: Neuron) -> list[Any]:
         return kept[1]
     if len(_KEPT) >= 4096:
         _KEPT.clear()
-    names = ("steps", "synaptic", "v_min", "reset", "strict", "several", "detach_reset", "surrogate", "shape", "scale")
-    values = {name: getattr(p, name) for name in (*PARAMETERS, *names, "shift", "smooth", "readout")}
+    values = {name: value for name, value in p._asdict().items() if name not in ("constant", "dtype", "record")}
     values |= dict.fromkeys(("x_dtype", "x_stride", "size", "wanted"), 0)
     values |= {"out_dtype": native.OUT_DTYPES[p.dtype], "per_channel": _NONE, "channels": 1, "inner": 1}
     row = native.in_order(backend, function, values)

@@ -148,9 +148,7 @@ class _Shapes:
 
     def _empty(self, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape = (*leading, *self.inner)
-        if not self.channels_last:
-            return self.x.new_empty(shape, dtype=dtype)
-        return layout.empty(shape, True, len(leading) + 1, self.x, dtype)
+        return layout.empty(shape, self.channels_last, len(leading) + 1, self.x, dtype)
 
     def outputs(self, saved_rows: int, every: bool) -> tuple[Tensor | None, ...]:
         """out, the last v, the last i, the membrane potentials, and the v, then with a synapse the i, that the backward
@@ -181,8 +179,6 @@ class _Shapes:
         """A state, output or input in this call's layout."""
         if tensor is None:
             return None
-        if not self.channels_last:
-            return tensor.contiguous()
         return layout.as_layout(tensor, self.channels_last, tensor.dim() - len(self.inner) + 1)
 
     def in_memory(self, parameters: Tensor | None) -> Tensor | None:
@@ -342,9 +338,8 @@ def _lif_backward_there(
     dparameters, dweights = room.lif_backward(
         backend, x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p
     )
-    if every:
-        none = _sums(shapes, parameters, wanted)
-        dparameters, dweights = (e if t is None else t for t, e in zip((dparameters, dweights), none, strict=True))
+    if every and dparameters is None:  # neither is wanted
+        dparameters, dweights = _sums(shapes, parameters, wanted)
     if wanted.parameters:
         dparameters = shapes.in_order(dparameters)
     return dx, dv0, di0, dparameters, dweights
