@@ -10,7 +10,6 @@ shared among several.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from passes import assert_agree, run
+from peers import Spike, poisson_loop
 from table import OURS
 from torch import Tensor
 
@@ -26,29 +26,15 @@ from esvae_kernels import bn_lif, lif, nn, poisson
 CALLS = 1000
 SHAPES = ((1, 1, 10), (4, 1, 10), (1, 32, 128), (4, 32, 128), (4, 64, 512), (16, 32, 128))
 NEURON = {"decay": 0.5, "threshold": 0.5}
-LOOP, THEIRS = "loop", "SpikingJelly"
+LOOP, THEIRS, ATAN = "loop", "SpikingJelly", "ATan(2)"
 PASSES = ("forward", "forward+backward")
-
-
-class _Spike(torch.autograd.Function):
-    """[u >= 0], with the derivative of ATan(2)."""
-
-    @staticmethod
-    def forward(ctx, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return (u >= 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, ds: Tensor) -> Tensor:
-        (u,) = ctx.saved_tensors
-        return ds / (1 + (math.pi * u) ** 2)
 
 
 def loop(x: Tensor) -> Tensor:
     v, spikes, learns = 0.0, [], torch.is_grad_enabled()
     for x_t in x.unbind(0):
         m = 0.5 * v + x_t
-        s = _Spike.apply(m - 0.5) if learns else (m >= 0.5).to(m.dtype)
+        s = Spike.apply(m - 0.5, ATAN) if learns else (m >= 0.5).to(m.dtype)
         v = m * (1 - s)
         spikes.append(s)
     return torch.stack(spikes)
@@ -65,11 +51,6 @@ def batch_norm(name: str) -> Callable[[Tensor], Tensor]:
         return bn_lif(x, one, other, *statistics, training=True, **NEURON)[0]
 
     return ours if name == OURS else unfused
-
-
-def loop_of_rates(x: Tensor) -> Tensor:
-    rates = x[0]
-    return torch.stack([_Spike.apply(rates - torch.rand_like(rates)) for _ in range(len(x))])
 
 
 def spikingjelly(mode: str, converted: bool) -> Callable[[Tensor], Tensor]:
@@ -97,7 +78,10 @@ def entries(op: str) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
         "lif": {OURS: lambda: lambda x: lif(x, **NEURON)[0], LOOP: lambda: loop},
         "nn.LIF": {OURS: lambda: nn.LIF(**NEURON), LOOP: lambda: loop},
         "bn_lif": {OURS: partial(batch_norm, OURS), LOOP: partial(batch_norm, LOOP)},
-        "poisson": {OURS: lambda: lambda x: poisson(x[0], len(x)), LOOP: lambda: loop_of_rates},
+        "poisson": {
+            OURS: lambda: lambda x: poisson(x[0], len(x)),
+            LOOP: lambda: lambda x: poisson_loop(x[0], len(x), ATAN),
+        },
     }[op]
 
 

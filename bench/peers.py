@@ -49,7 +49,7 @@ def copy_of(bytes_total: int) -> Callable[[], object]:
     return partial(torch.zeros_like(x).fill_(2).copy_, x)
 
 
-class _Spike(torch.autograd.Function):
+class Spike(torch.autograd.Function):
     """[u >= 0], with the named surrogate's derivative."""
 
     @staticmethod
@@ -76,7 +76,7 @@ def lif_loop(x: Tensor, surrogate: str, readout: str | None) -> Tensor:
     v, spikes = torch.zeros_like(x[0], dtype=torch.float32), []
     for x_t in x:
         m = DECAY * v + x_t
-        s = _Spike.apply(m - THRESHOLD, surrogate)
+        s = Spike.apply(m - THRESHOLD, surrogate)
         v = m * (1 - s)
         spikes.append(s.to(x.dtype))
     return _read_out(spikes, readout)
@@ -172,7 +172,7 @@ def batch_norm_contender(
 
 
 def poisson_loop(rate: Tensor, steps: int, surrogate: str) -> Tensor:
-    return torch.stack([_Spike.apply(rate - torch.rand_like(rate), surrogate) for _ in range(steps)])
+    return torch.stack([Spike.apply(rate - torch.rand_like(rate), surrogate) for _ in range(steps)])
 
 
 def poisson_contender(entry: str, steps: int, surrogate: str) -> Callable[[Tensor], Tensor]:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from stand_in import StandIn
 
-from esvae_kernels import available_backends, native, use_backend
+from esvae_kernels import available_backends, backends, native, use_backend
 
 pytest_plugins = ["sampling"]
 
@@ -65,6 +65,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESVAE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def environment_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ESVAE_BACKEND` is read at each call, not at the first alone."""
+    monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)
 
 
 @pytest.fixture

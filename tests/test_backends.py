@@ -40,9 +40,8 @@ CALLS = {"lif": (call_lif, lif_native, lif_reference), "poisson": (call_poisson,
 
 
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_environment(environment_anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ESVAE_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)  # read anew at each call
 
 
 def test_the_compiled_backend_is_there() -> None:

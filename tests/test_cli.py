@@ -182,6 +182,7 @@ def test_out_of_memory_is_one_line(
         main(["generate"])
 
 
+@pytest.mark.usefixtures("environment_anew")
 def test_what_a_kernel_refuses_is_one_line(failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def kernel(**options: Any) -> Callable[..., object]:
         return lambda arguments: esvae_kernels.lif(torch.zeros(2, 3), **{"decay": 0.5, "threshold": 1.0} | options)
@@ -190,7 +191,6 @@ def test_what_a_kernel_refuses_is_one_line(failed: Callable[..., str], monkeypat
     line = failed("train", "--model.threshold", "1e39")
     assert line.startswith("esvae: error: --model.threshold: got 1e+39, accepted are a finite number")
     monkeypatch.setitem(commands.RUN, "train", kernel())
-    monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)  # read anew at each call
     for name, refusal in (
         ("quantum", "ESVAE_BACKEND: got 'quantum', accepted are reference"),
         ("cuda", "backend 'cuda'"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esvae_kernels import available_backends, backends, info, native
+from esvae_kernels import available_backends, info, native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,11 +36,11 @@ def test_lines_say_what_runs_and_why_the_rest_does_not() -> None:
     assert found["threads"] == f"{torch.get_num_threads()} of torch"
 
 
+@pytest.mark.usefixtures("environment_anew")
 def test_a_missing_module_and_a_wrong_backend_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "module", None)
     monkeypatch.setattr(native, "why_missing", "the compiled module could not be built: no compiler")
     monkeypatch.setenv("ESVAE_BACKEND", "quantum")
-    monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)  # read anew at each call
     found = dict(info.lines())
     assert found["compiled module"] == "the compiled module could not be built: no compiler"
     assert found["backend cpu"] == "cannot run: the compiled module could not be built: no compiler"
