@@ -124,7 +124,12 @@ def environment() -> str | None:
 
 def pick(device: torch.device) -> str:
     """The backend for a tensor on `device`: the forced one, else the fastest that runs."""
-    asked, kind = forced(), device.type
+    return _pick(device.type, forced())
+
+
+@cache
+def _pick(kind: str, asked: str | None) -> str:
+    """Kept: what can run stays so in a process, and to ask takes 1 us."""
     if asked is None:
         order = _ORDER.get(kind, ("reference",))
         for name in order:
@@ -138,9 +143,8 @@ def pick(device: torch.device) -> str:
     return asked
 
 
-@cache
 def _say_that_it_is_slow(device: str) -> None:
-    """Once for each type of device: everything still works, many times slower."""
+    """Everything still works, many times slower."""
     reasons = "; ".join(f"{name}: {_BACKENDS[name].why_not(device)}" for name in _ORDER[device][:-1])
     warnings.warn(f"esvae_kernels runs on the slow reference, no other backend can run ({reasons})", stacklevel=2)
 

@@ -83,7 +83,11 @@ class Autograd(Enum):
 
 def learning(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is done to the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # `any` of a generator takes 1 us
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def autograd_of(*tensors: Tensor | None) -> Autograd:

@@ -64,7 +64,7 @@ class _Neuron(nn.Module):
         if "reset" in options:  # its potential apart, since it may be learnt, and since reset() is a method
             reset = options.pop("reset")
             options["v_reset"] = reset.v_reset if isinstance(reset, Hard) else 0.0
-            self.reset_rule = Hard(detach=reset.detach) if isinstance(reset, Hard) else reset
+            self.reset_rule = Hard(detach=reset.detach) if isinstance(options["v_reset"], Tensor) else reset
         self._names = tuple(options)
         for name, value in options.items():
             self._hold(name, value, device, dtype)
@@ -118,7 +118,8 @@ class _Neuron(nn.Module):
         found = {name: getattr(self, name) for name in self._names}
         if "v_reset" in found:
             v_reset, rule = found.pop("v_reset"), self.reset_rule
-            found["reset"] = Hard(v_reset, rule.detach) if isinstance(rule, Hard) else rule
+            same = not isinstance(rule, Hard) or rule.v_reset is v_reset  # to make one takes 3 us
+            found["reset"] = rule if same else Hard(v_reset, rule.detach)
         if "out_dtype" in found:
             found["dtype"] = found.pop("out_dtype")
         return found

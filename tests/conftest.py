@@ -69,8 +69,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def environment_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ESVAE_BACKEND` is read at each call, not at the first alone."""
+    """`ESVAE_BACKEND`, and what can run, is asked for at each call, not at the first alone."""
     monkeypatch.setattr(backends, "environment", backends.environment.__wrapped__)
+    monkeypatch.setattr(backends, "_pick", backends._pick.__wrapped__)
 
 
 @pytest.fixture

@@ -283,10 +283,19 @@ def test_loading_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_small_work_stays_on_one_thread() -> None:
-    torch.set_num_threads(2)
-    assert native.threads(native.SERIAL_BELOW - 1) == 1
-    assert native.threads(native.SERIAL_BELOW) == 2
+def test_small_work_stays_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And more takes as many as torch has when it is called."""
+    values = {"dtype": 1, "size": 0, "channels": 1, "inner": 1}
+    seen = []
+    for work in (native.SERIAL_BELOW - 1, native.SERIAL_BELOW):
+        call = native.Call("batch_correction", "cpu", CPU, work, values)
+        monkeypatch.setattr(call, "_pack", lambda *row: seen.append(row) or b"")
+        monkeypatch.setattr(call, "_run", lambda packed: None)
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            call()
+    at = native.module.layouts["batch_correction"][1].index("threads")
+    assert [row[at] for row in seen] == [1, 1, 2, 1]
 
 
 def test_tune_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

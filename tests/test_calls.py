@@ -9,11 +9,23 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.utils._python_dispatch
-from kernel_helpers import BACKENDS, assert_near, assert_same_bits, channels_last, cpu_only, neuron, randn, raw, uniform
+from kernel_helpers import (
+    BACKENDS,
+    assert_near,
+    assert_same_bits,
+    channels_last,
+    cpu_only,
+    neuron,
+    one_line,
+    randn,
+    raw,
+    uniform,
+)
 from torch import Tensor
 
 from esvae_kernels import Delayed, Hard, Soft, bn_lif, lif, nn, poisson, use_backend
-from esvae_kernels.surrogate import ATan, Gaussian, PiecewiseExp, Rectangular, Sigmoid, Triangular
+from esvae_kernels.ops.lif import op, plan
+from esvae_kernels.surrogate import ATan, Gaussian, PiecewiseExp, Rectangular, Sigmoid, Surrogate, Triangular
 
 ops = torch.ops.esvae_kernels
 on_both = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
@@ -387,3 +399,58 @@ def test_modes_profilers_and_subclasses_see_the_ops() -> None:
     assert lif(fake, **NEURON)[0].shape == x.shape  # outside of its mode
     wrapped = x.as_subclass(Wrapped)
     assert_same_bits(lif(wrapped, **NEURON)[0].as_subclass(Tensor), lif(x, **NEURON)[0])
+
+
+# ----------------------------------------------------------------------------------- what is kept from call to call
+
+
+def test_what_is_kept_tells_equals_apart() -> None:
+    """0.0 and -0.0, 1 and True, a number and a tensor in its place: each call gets what it asks for, also after one
+    that differs in that alone."""
+    x = uniform(3, 2, 4) - 1
+    for zero in (0.0, -0.0, 0.0):
+        _, v = lif(-torch.ones(1, 1, 1), decay=0.5, threshold=-2.0, reset=Hard(zero))
+        assert math.copysign(1, v.item()) == math.copysign(1, zero)
+    lif(x, decay=1.0, threshold=1.0)
+    for wrong in (True, "1", None):
+        one_line(lambda wrong=wrong: lif(x, decay=wrong, threshold=1.0), ValueError, f"decay: got {wrong}")
+    lif(x[0], decay=1.0, threshold=1.0, steps=1)
+    one_line(lambda: lif(x[0], decay=1.0, threshold=1.0, steps=True), ValueError, "steps: got True")
+    lif(x, decay=1.0, threshold=1.0, reset=Hard(detach=True))
+    one_line(lambda: lif(x, decay=1.0, threshold=1.0, reset=True), TypeError, "reset: got True")
+    lif(x, decay=1.0, threshold=1.0, v_min=0.0)
+    one_line(lambda: lif(x, decay=1.0, threshold=1.0, v_min=False), ValueError, "v_min: got False")
+    learnt = torch.ones(4, requires_grad=True)
+    lif(x, decay=learnt, threshold=1.0)[1].sum().backward()
+    assert learnt.grad is not None
+    one_line(lambda: lif(x.to_sparse(), decay=1.0, threshold=1.0), TypeError, "x: got layout")
+    low, high = (lif(x, decay=0.5, threshold=0.1, surrogate=ATan(alpha))[0] for alpha in (torch.tensor(2.0), 2.0))
+    assert_same_bits(low, high)
+
+
+@pytest.mark.parametrize("make", [lambda a: ATan(a), lambda a: ATan(torch.tensor(a))], ids=["number", "tensor"])
+def test_a_surrogate_made_anew_in_each_call(make: Callable[[float], Surrogate]) -> None:
+    """Is found again by its values, and the one before is not taken for it."""
+    x = uniform(3, 2, 4)
+    gradients = []
+    for alpha in (2.0, 5.0, 2.0):
+        leaf = x.clone().requires_grad_()
+        before = len(op._PREPARED)
+        lif(leaf, decay=0.5, threshold=0.5, surrogate=make(alpha))[0].sum().backward()
+        gradients.append(leaf.grad)
+    assert len(op._PREPARED) == before
+    assert_same_bits(gradients[0], gradients[2])
+    assert not torch.equal(gradients[0], gradients[1])
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a threshold has another value in each call."""
+    monkeypatch.setattr(op, "KEPT", 3)
+    monkeypatch.setattr(plan, "KEPT", 3)
+    x = uniform(2, 1, 3)
+    for k in range(10):
+        out, _ = lif(x, decay=0.5, threshold=0.1 + k)
+        assert len(op._PREPARED) <= 3
+        assert len(plan._PLANS) <= 3
+        with use_backend("reference"):
+            assert_same_bits(lif(x, decay=0.5, threshold=0.1 + k)[0], out)

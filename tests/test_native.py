@@ -41,7 +41,9 @@ def test_unknown_and_missing_names_are_refused() -> None:
     renamed = {{"size": "length"}.get(key, key): value for key, value in given.items()}
     refused("length, size", renamed)
     with pytest.raises(KeyError, match="colour"):
-        native.call(name, "cpu", torch.empty(4), 4, {"colour": 1}, native.in_order("cpu", name, given))
+        native.Call(name, "cpu", torch.device("cpu"), 4, given)((), {"colour": 1})
+    with pytest.raises(KeyError, match="colour"):
+        native.Call(name, "cpu", torch.device("cpu"), 4, given, ("colour",))
 
 
 @pytest.mark.parametrize("packed", [b"", b"\0" * 80, b"\0" * 96])

@@ -301,5 +301,9 @@ def test_a_count_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "COUNTED", 8)
     monkeypatch.setattr(kernels, "_COUNTED", tl.constexpr(8))
     monkeypatch.setattr(reference, "COUNTED", 8)
+    counts_on, kind = [], kernels._Kind
+    monkeypatch.setattr(kernels, "_Kind", lambda **known: counts_on.append(known["COUNTS_ON"]) or kind(**known))
     for steps in (8, 9, 23):
         check(randn(steps, 3, 5, dtype=DTYPES[dtype]), readout="mean", **RICH)
+    assert set(counts_on[:1]) == {False}
+    assert set(counts_on[-1:]) == {True}  # as a sum in fp32 would do for so few steps, but not for 2^24

@@ -28,9 +28,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
@@ -104,6 +106,13 @@ class Surrogate:
     def parameter(self) -> float | Tensor:
         """The one shape parameter, as the kernels take it; 1 where there is none."""
         return 1.0
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from others, but for a shape parameter in a tensor: a hash of it takes a tenth of its own."""
+        shape = self.parameter
+        numbers = (math.nan if isinstance(shape, Tensor) else shape, self.scale, self.shift)
+        return type(self), struct.pack("3d", *numbers), self.spiking
 
     def primitive(self, u: Tensor) -> Tensor:
         return self.scale * self._primitive(u)
@@ -309,11 +318,6 @@ def from_arguments(id: int, parameter: float, scale: float, shift: float, spikin
     cls = SURROGATES[id]
     own = dict.fromkeys(_OWN[id], parameter)
     return cls(**own, shift=shift, scale=scale, spiking=spiking)
-
-
-def with_parameter(surrogate: Surrogate, value: float) -> Surrogate:
-    """The same with another shape parameter."""
-    return from_arguments(surrogate.id, value, surrogate.scale, surrogate.shift, surrogate.spiking)
 
 
 class _Unscaled(TypedDict, total=False):

@@ -34,9 +34,9 @@ from ..lif.op import (
     stored_rows,
     wanted_of,
     what_is_there,
-    with_shape,
     without_gradient,
 )
+from ..lif.plan import with_shape
 from ..lif.reference import AFFINE, Wanted, state_dtype
 from . import reference
 
@@ -146,13 +146,14 @@ class _BnLif(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors, (*cotangents, _) = ctx.saved_tensors, outputs
-        y, v, weight, bias, parameters, weights = tensors[:6]
-        if all(c is None for c in cotangents):
+        dout, dv, di, dmembrane, _ = outputs
+        if dout is None and dv is None and dmembrane is None:
             return (None,) * 15
+        tensors = ctx.saved_tensors
+        y, v, weight, bias, parameters, weights = tensors[:6]
         x, start, _, _, learnt, readout = ctx.needs_input_grad[:6]
         wanted = wanted_of((x, start, False, learnt, readout), (y, v, None, parameters, weights), ctx.bits)
-        dout, dv, _, dmembrane = cotangents_there(cotangents, ctx.options.neuron)
+        dout, dv, _, dmembrane = cotangents_there(dout, dv, di, dmembrane, ctx.options.neuron)
         backward: Callable[..., tuple[Tensor, ...]]
         backward = _BnLifBackward.apply if torch.is_grad_enabled() else _BnLifBackward.forward  # see _Lif
         given = (dout, dv, dmembrane, wanted, ctx.scale, ctx.eps, ctx.options, ctx.group)

@@ -9,57 +9,40 @@ import torch
 from torch import Tensor
 
 from ... import native
-from .reference import AFFINE, PARAMETERS, Neuron, Wanted
+from .plan import Plan
+from .reference import AFFINE, PARAMETERS, Wanted
 
 _NONE, _AFFINE, _ALL = range(3)  # esvae::PerChannel
+_INPUTS = ("x", "v0", "i0", "weights")
+_FORWARD = (*_INPUTS, "out", "v", "i", "membrane", "saved")
+_BACKWARD = (*_INPUTS, "saved", "dout", "dv", "di", "dmembrane", "center_of_x", "dx", "dv0", "di0")
 
 
-_KEPT: dict[tuple[str, str, int], tuple[Neuron, list[Any]]] = {}
+def _call(function: str, backend: str, plan: Plan, tensors: tuple[str, ...]) -> native.Call:
+    """Of the plan alone, for which it is kept."""
+    kept: native.Call | None = plan.kept.get((function, backend))
+    if kept is None:
+        p, size = plan.p, plan.size()
+        values = {name: value for name, value in p._asdict().items() if name not in ("constant", "dtype", "record")}
+        values |= {
+            "x_dtype": native.DTYPES[plan.x_dtype],
+            "out_dtype": native.OUT_DTYPES[p.dtype],
+            "x_stride": 0 if p.constant else size,
+            "size": size,
+            "per_channel": _NONE,
+            "channels": 1,
+            "inner": size or 1,
+            "wanted": 0,
+        }
+        kept = native.Call(function, backend, plan.device, size * p.steps, values, tensors)
+        plan.kept[function, backend] = kept
+    return kept
 
 
-def _of_neuron(backend: str, function: str, p: Neuron) -> list[Any]:
-    """All values of a call in order, those that are not the neuron's yet to be filled in. Kept for the neuron itself,
-    which is the same object from call to call: to an equal one -0 would be 0. That saves 5 us."""
-    key = (backend, function, id(p))
-    kept = _KEPT.get(key)
-    if kept is not None and kept[0] is p:
-        return kept[1]
-    if len(_KEPT) >= 4096:
-        _KEPT.clear()
-    values = {name: value for name, value in p._asdict().items() if name not in ("constant", "dtype", "record")}
-    values |= dict.fromkeys(("x_dtype", "x_stride", "size", "wanted"), 0)
-    values |= {"out_dtype": native.OUT_DTYPES[p.dtype], "per_channel": _NONE, "channels": 1, "inner": 1}
-    row = native.in_order(backend, function, values)
-    _KEPT[key] = (p, row)
-    return row
-
-
-def _of_call(
-    backend: str,
-    x: Tensor,
-    v: Tensor | None,
-    i: Tensor | None,
-    parameters: Tensor | None,
-    weights: Tensor | None,
-    channels_last: bool,
-    p: Neuron,
-) -> dict[str, Any]:
-    """What forward and backward share beside it. `parameters`: (2 or 6, C) in the state's type, contiguous."""
-    size = x.numel() if p.constant else x.numel() // p.steps
-    values = {
-        "x_dtype": native.DTYPES[x.dtype],
-        "x": x.data_ptr(),
-        "x_stride": 0 if p.constant else size,
-        "v0": native.address(v),
-        "i0": native.address(i),
-        "inner": size or 1,
-        "weights": native.address(weights),
-        "size": size,
-    }
-    return values if parameters is None else values | _per_channel(backend, x, parameters, channels_last, p)
-
-
-def _per_channel(backend: str, x: Tensor, parameters: Tensor, channels_last: bool, p: Neuron) -> dict[str, Any]:
+def _per_channel(backend: str, plan: Plan, parameters: Tensor | None) -> dict[str, Any]:
+    """What a call adds for parameters (2 or 6, C) in the state's type, contiguous."""
+    if parameters is None:
+        return {}
     rows, channels = parameters.shape
     of = AFFINE if rows == 2 else slice(0, rows)
     if channels == 1 and backend == "cpu":  # on a GPU one would have to wait for them
@@ -70,64 +53,57 @@ def _per_channel(backend: str, x: Tensor, parameters: Tensor, channels_last: boo
         "channels": channels,
     }
     if channels > 1:  # inner divides, 0 or not
-        per_sample = math.prod(x.shape[1 if p.constant else 2 :])
-        values["inner"] = 1 if channels_last else max(per_sample // channels, 1)
+        values["inner"] = 1 if plan.channels_last else max(math.prod(plan.inner[1:]) // channels, 1)
     return values
 
 
 def lif(
     backend: str,
+    plan: Plan,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    outputs: dict[str, Tensor | None],
-    channels_last: bool,
-    p: Neuron,
+    *outputs: Tensor | None,
 ) -> None:
     """Fills `outputs`: out, v, and where they are there i, membrane and saved."""
-    values = _of_call(backend, x, v, i, parameters, weights, channels_last, p) | _addresses(outputs)
-    rest = _of_neuron(backend, "lif_forward", p)
-    native.call("lif_forward", backend, x, values["size"] * p.steps, values, rest)
+    call = _call("lif_forward", backend, plan, _FORWARD)
+    call((x, v, i, weights, *outputs), _per_channel(backend, plan, parameters))
 
 
 def lif_backward(
     backend: str,
+    plan: Plan,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    inputs: dict[str, Tensor | None],
-    outputs: dict[str, Tensor | None],
-    channels_last: bool,
+    saved: Tensor | None,
+    dout: Tensor | None,
+    dv: Tensor | None,
+    di: Tensor | None,
+    dmembrane: Tensor | None,
+    center_of_x: Tensor | None,
     wanted: Wanted,
-    p: Neuron,
+    *gradients: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Fills `outputs` (dx, dv0, di0, where they are there), returns dparameters (2 or 6, C) and dweights (T), fp64,
-    where they are wanted.
-
-    `inputs`: saved, dout, dv, di, dmembrane, center_of_x (see csrc/calls.h).
-    """
-    values = _of_call(backend, x, v, i, parameters, weights, channels_last, p)
-    values |= _addresses(inputs) | _addresses(outputs)
-    where, rest = (backend, x, values["size"] * p.steps), _of_neuron(backend, "lif_backward", p)
+    """Fills `gradients` (dx, dv0, di0, where they are there), returns dparameters (2 or 6, C) and dweights (T), fp64,
+    where they are wanted. See csrc/calls.h."""
+    tensors = (x, v, i, weights, saved, dout, dv, di, dmembrane, center_of_x, *gradients)
+    values = _per_channel(backend, plan, parameters)
+    call = _call("lif_backward", backend, plan, _BACKWARD)
     if not wanted.parameters and not wanted.weights:
-        native.call("lif_backward", *where, values, rest)
+        call(tensors, values)
         return None, None
     affine = parameters is not None and len(parameters) == 2
     bits = wanted.parameters << AFFINE.start if affine else wanted.parameters
     channels = values.get("channels", 1)
     dparameters = x.new_zeros((len(PARAMETERS), channels if bits else 0), dtype=torch.float64)
-    dweights = x.new_zeros(p.steps if wanted.weights else 0, dtype=torch.float64)
-    values |= _addresses({"dparameters": dparameters, "dweights": dweights}) | {"wanted": bits}
-    workspace = x.new_empty(native.call("lif_workspace", *where, values, rest), dtype=torch.float64)
-    values["workspace"] = workspace.data_ptr()
-    native.call("lif_backward", *where, values, rest)
+    dweights = x.new_zeros(plan.p.steps if wanted.weights else 0, dtype=torch.float64)
+    values |= {"dparameters": dparameters.data_ptr(), "dweights": dweights.data_ptr(), "wanted": bits}
+    numbers = _call("lif_workspace", backend, plan, _BACKWARD)(tensors, values)
+    workspace = x.new_empty(numbers, dtype=torch.float64)
+    call(tensors, values | {"workspace": workspace.data_ptr()})
     return dparameters[AFFINE].clone() if affine else dparameters, dweights  # a view would differ from the fake
-
-
-def _addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
-    """Null for none, or one without elements."""
-    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Required, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 
-from ... import backends, check, layout
+from ... import backends, check
 from ...library import (
     Autograd,
     autograd_of,
@@ -21,14 +20,12 @@ from ...library import (
     learning,
     one_by_one,
     register,
-    require,
 )
-from ...native import DTYPES
 from ...reset import Delayed, Hard, Reset, Soft, name_of
 from ...surrogate import ATan, Surrogate
-from ...surrogate.reference import with_parameter
 from . import reference
-from .reference import AFFINE, CHUNK, PARAMETERS, READOUTS, RESETS, Neuron, Wanted, decoded, state_dtype
+from .plan import KEPT, Plan, neuron_of, plan_of, with_shape
+from .reference import AFFINE, CHUNK, PARAMETERS, READOUTS, RESETS, Neuron, Wanted, state_dtype
 
 # x (T, N, *), or (N, *) of a constant neuron; v, i (N, *); parameters (2 or 6, 1 or C or one per neuron); weights (T);
 # shape: the surrogate's shape parameter where it is a tensor; neuron: Neuron.text().
@@ -39,22 +36,6 @@ _WANTED = "bool want_x, bool want_v, bool want_i, bool want_weights, int want_pa
 
 _Want: TypeAlias = tuple[bool, bool, bool, bool, int]  # the fields of Wanted
 _There = TypeVar("_There", Tensor, Tensor | None)
-
-
-def _neuron(text: str, steps: int, shape: Tensor | None) -> Neuron:
-    """What a raw op's arguments stand for. The fake gives no `shape`, and may have a symbol for the steps."""
-    p = decoded(text, steps) if type(steps) is int else Neuron.from_text(text)._replace(steps=steps)
-    return with_shape(p, shape)
-
-
-def with_shape(p: Neuron, shape: Tensor | None) -> Neuron:
-    """The neuron with the surrogate's shape parameter, where that is a tensor."""
-    if shape is None:
-        return p
-    value = float(shape)
-    if not 0 < value < math.inf:
-        raise ValueError(f"surrogate: got {value} in the tensor of its shape parameter, accepted is a number above 0")
-    return p._replace(shape=value)
 
 
 def stored_rows(steps: int) -> int:
@@ -72,131 +53,6 @@ def _is_number(steps: int) -> bool:
     return type(steps) is int
 
 
-class _Shapes:
-    """Shapes and layout of one call's tensors, from x alone: the fake and the real op must agree on them."""
-
-    __slots__ = ("channel", "channels_last", "inner", "p", "state_dtype", "x")
-
-    def __init__(self, x: Tensor, p: Neuron) -> None:
-        self.x, self.p = x, p
-        self.channel = 1 if p.constant else 2
-        require(x.dim() >= self.channel and x.dtype in DTYPES, lambda: f"x: got shape {tuple(x.shape)}, {x.dtype}")
-        self.channels_last = layout.is_channels_last(x, self.channel)
-        shape = tuple(x.shape)
-        self.inner = shape if p.constant else shape[1:]
-        self.state_dtype = state_dtype(x.dtype)
-        require(p.steps >= 1 and (p.constant or shape[0] == p.steps), lambda: f"steps: got {p.steps} for x {shape}")
-
-    def check(self, v: Tensor | None, i: Tensor | None, parameters: Tensor | None, weights: Tensor | None) -> None:
-        """What the kernels take for granted: they have addresses alone."""
-        if v is not None:
-            self.require("v", v, self.inner, self.state_dtype)
-        if i is not None:
-            self.require("i", i, self.inner, self.state_dtype)
-        if parameters is not None:
-            rows, columns = parameters.shape if parameters.dim() == 2 else (0, 0)
-            accepted = columns == 1 or columns == self.channels() or columns == math.prod(self.inner[1:])
-            require(
-                rows in (2, len(PARAMETERS)) and accepted,
-                lambda: f"parameters: got shape {tuple(parameters.shape)} for x {tuple(self.x.shape)}",
-            )
-            self.require("parameters", parameters, parameters.shape, self.state_dtype)
-        if (READOUTS[self.p.readout] == "weights") is not (weights is not None):
-            require(False, lambda: "weights: got them or none, against the neuron's readout")
-        if weights is not None:
-            self.require("weights", weights, (self.p.steps,), torch.float64)
-
-    def check_rows(self, rows: int) -> None:
-        least = (self.p.steps - 1) // CHUNK
-        if type(rows) is int and rows == 0:
-            return
-        require(rows >= least, lambda: f"saved_rows: got {rows}, accepted are 0 and {least}")
-
-    def check_saved(self, saved: Tensor | None) -> None:
-        least = (self.p.steps - 1) // CHUNK * (2 if self.p.synaptic else 1)
-        if saved is None:
-            require(least == 0, lambda: f"saved: got none, accepted are {least} rows")
-            return
-        require(
-            saved.shape[1:] == self.inner and saved.shape[0] >= least and saved.dtype == self.state_dtype,
-            lambda: f"saved: got shape {tuple(saved.shape)}, {saved.dtype}, accepted are {least} rows",
-        )
-
-    def check_cotangents(
-        self, dout: Tensor | None, dv: Tensor | None, di: Tensor | None, dmembrane: Tensor | None
-    ) -> None:
-        p, state, every_step = self.p, self.state_dtype, (self.p.steps, *self.inner)
-        if dout is not None:
-            self.require("dout", dout, every_step if READOUTS[p.readout] is None else self.inner, p.dtype)
-        if dmembrane is not None:
-            self.require("dmembrane", dmembrane, every_step, state)
-        for name, tensor in (("dv", dv), ("di", di)):
-            if tensor is not None:
-                self.require(name, tensor, self.inner, state)
-
-    def require(self, name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
-        require(
-            tuple(tensor.shape) == tuple(shape) and tensor.dtype == dtype and tensor.device == self.x.device,
-            lambda: (
-                f"{name}: got shape {tuple(tensor.shape)}, {tensor.dtype}, on {tensor.device}, accepted is"
-                f" {tuple(shape)}, {dtype}, on {self.x.device}"
-            ),
-        )
-
-    def channels(self) -> int:
-        return self.inner[1] if len(self.inner) > 1 else 1
-
-    def _empty(self, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        shape = (*leading, *self.inner)
-        return layout.empty(shape, self.channels_last, len(leading) + 1, self.x, dtype)
-
-    def outputs(self, saved_rows: int, every: bool) -> tuple[Tensor | None, ...]:
-        """out, the last v, the last i, the membrane potentials, and the v, then with a synapse the i, that the backward
-        starts from. What is not there is None, or with `every` of no elements."""
-        p, state = self.p, self.state_dtype
-        return (
-            self._empty((p.steps,) if READOUTS[p.readout] is None else (), p.dtype),
-            self._empty((), state),
-            self._state(p.synaptic, every),
-            self._empty((p.steps if p.record else 0,), state) if p.record or every else None,
-            self._empty((saved_rows * (2 if p.synaptic else 1),), state) if saved_rows or every else None,
-        )
-
-    def gradients(self, wanted: Wanted, every: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, dx = self.x, None
-        if wanted.x:
-            dx = layout.empty(x.shape, self.channels_last, self.channel, x, x.dtype)
-        elif every:
-            dx = x.new_empty(0)
-        return dx, self._state(wanted.v, every), self._state(wanted.i, every)
-
-    def _state(self, there: bool, every: bool) -> Tensor | None:
-        if there:
-            return self._empty((), self.state_dtype)
-        return self.x.new_empty(0, dtype=self.state_dtype) if every else None
-
-    def dense(self, tensor: _There) -> _There:
-        """A state, output or input in this call's layout."""
-        if tensor is None:
-            return None
-        return layout.as_layout(tensor, self.channels_last, tensor.dim() - len(self.inner) + 1)
-
-    def in_memory(self, parameters: Tensor | None) -> Tensor | None:
-        """Those of one per neuron in the order in which neurons lie in memory."""
-        if parameters is not None and self._per_neuron(parameters):
-            parameters = parameters.unflatten(1, (self.channels(), -1)).transpose(1, 2).flatten(1)
-        return None if parameters is None else parameters.contiguous()
-
-    def in_order(self, parameters: Tensor) -> Tensor:
-        """`in_memory` undone."""
-        if self._per_neuron(parameters):
-            parameters = parameters.unflatten(1, (-1, self.channels())).transpose(1, 2).flatten(1)
-        return parameters
-
-    def _per_neuron(self, parameters: Tensor) -> bool:
-        return self.channels_last and parameters.shape[1] not in (0, 1, self.channels())
-
-
 def _lif_fake(
     x: Tensor,
     v: Tensor | None,
@@ -208,10 +64,10 @@ def _lif_fake(
     steps: int,
     saved_rows: int,
 ) -> tuple[Tensor, ...]:
-    shapes = _Shapes(x, _neuron(text, steps, None))
-    shapes.check(v, i, parameters, weights)
-    shapes.check_rows(saved_rows)
-    return cast("tuple[Tensor, ...]", shapes.outputs(saved_rows, True))
+    plan = Plan(x, neuron_of(text, steps, None))
+    plan.check(v, i, parameters, weights)
+    plan.check_rows(saved_rows)
+    return cast("tuple[Tensor, ...]", plan.outputs(saved_rows, True))
 
 
 def _lif(*arguments: Any) -> tuple[Tensor, ...]:
@@ -231,15 +87,14 @@ def _lif_there(
     every: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """What `lif_fwd` returns; without `every`, None is what has no elements."""
-    p = _neuron(text, steps, shape)
-    shapes = _Shapes(x, p)
-    shapes.check(v, i, parameters, weights)
-    shapes.check_rows(saved_rows)
-    results = shapes.outputs(saved_rows, every)
-    backend, room = backends.room(__package__, x.device)
+    plan = plan_of(x, text, steps, shape)
+    plan.check(v, i, parameters, weights)
+    plan.check_rows(saved_rows)
+    results = plan.outputs(saved_rows, every)
+    backend, room = backends.room(__package__, plan.device)
     if room is None:
         states: list[tuple[Tensor, Tensor | None]] = []
-        found = reference.lif(x, v, i, parameters, weights, p, states)
+        found = reference.lif(x, v, i, parameters, weights, plan.p, states)
         starts = states[CHUNK - 1 : -1 : CHUNK] if saved_rows else []  # the backward may run on another backend
         for result, value in zip(results, found, strict=False):
             if value is not None and result is not None:
@@ -249,9 +104,8 @@ def _lif_there(
                 kept = cast("Tensor", results[-1])
                 kept[k * len(starts) : (k + 1) * len(starts)].copy_(torch.stack(potentials))
     else:
-        outputs = dict(zip(("out", "v", "i", "membrane", "saved"), results, strict=True))
-        x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
-        room.lif(backend, x, v, i, parameters, weights, outputs, shapes.channels_last, p)
+        dense = plan.dense
+        room.lif(backend, plan, dense(x), dense(v), dense(i), plan.in_memory(parameters), weights, *results)
     return results
 
 
@@ -272,22 +126,22 @@ def _lif_backward_fake(
     steps: int,
     *want: *_Want,
 ) -> tuple[Tensor, ...]:
-    shapes = _Shapes(x, _neuron(text, steps, None))
-    shapes.check(v, i, parameters, weights)
-    shapes.check_saved(saved)
-    shapes.check_cotangents(dout, dv, di, dmembrane)
-    return _gradients(shapes, parameters, Wanted(*want))
+    plan = Plan(x, neuron_of(text, steps, None))
+    plan.check(v, i, parameters, weights)
+    plan.check_saved(saved)
+    plan.check_cotangents(dout, dv, di, dmembrane)
+    return _gradients(plan, x, parameters, Wanted(*want))
 
 
-def _gradients(shapes: _Shapes, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, ...]:
-    return *shapes.gradients(wanted, True), *_sums(shapes, parameters, wanted)  # type: ignore[return-value]
+def _gradients(plan: Plan, x: Tensor, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, ...]:
+    return *plan.gradients(wanted, True), *_sums(plan, x, parameters, wanted)  # type: ignore[return-value]
 
 
-def _sums(shapes: _Shapes, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, Tensor]:
-    x, sums = shapes.x, (len(PARAMETERS), 1) if parameters is None else parameters.shape
+def _sums(plan: Plan, x: Tensor, parameters: Tensor | None, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    sums = (len(PARAMETERS), 1) if parameters is None else parameters.shape
     return (
         x.new_empty((sums[0], sums[1] if wanted.parameters else 0), dtype=torch.float64),
-        x.new_empty(shapes.p.steps if wanted.weights else 0, dtype=torch.float64),
+        x.new_empty(plan.p.steps if wanted.weights else 0, dtype=torch.float64),
     )
 
 
@@ -314,49 +168,40 @@ def _lif_backward_there(
     every: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """What `lif_bwd` returns; without `every`, None may be what has no elements."""
-    p, wanted = _neuron(text, steps, shape), Wanted(*want)
-    shapes, cotangents = _Shapes(x, p), (dout, dv, di, dmembrane)
-    shapes.check(v, i, parameters, weights)
-    shapes.check_cotangents(*cotangents)
-    backend, room = backends.room(__package__, x.device)
+    plan, wanted = plan_of(x, text, steps, shape), Wanted(*want)
+    plan.check(v, i, parameters, weights)
+    plan.check_cotangents(dout, dv, di, dmembrane)
+    backend, room = backends.room(__package__, plan.device)
     if room is None:
-        return _reference_backward(shapes, (x, v, i, parameters, weights), cotangents, center_of_x, wanted)
-    shapes.check_saved(saved)
-    dx, dv0, di0 = shapes.gradients(wanted, every)
+        cotangents = dout, dv, di, dmembrane
+        return _reference_backward(plan, (x, v, i, parameters, weights), cotangents, center_of_x, wanted)
+    plan.check_saved(saved)
     if center_of_x is not None:
-        center_of_x = shapes.in_memory(center_of_x.unsqueeze(0))
-    inputs = {
-        "dout": shapes.dense(dout),
-        "dv": shapes.dense(dv),
-        "di": shapes.dense(di),
-        "dmembrane": shapes.dense(dmembrane),
-        "saved": shapes.dense(saved),
-        "center_of_x": center_of_x,
-    }
-    x, v, i, parameters = shapes.dense(x), shapes.dense(v), shapes.dense(i), shapes.in_memory(parameters)
-    outputs = {"dx": dx, "dv0": dv0, "di0": di0}
-    dparameters, dweights = room.lif_backward(
-        backend, x, v, i, parameters, weights, inputs, outputs, shapes.channels_last, wanted, p
-    )
+        center_of_x = plan.in_memory(center_of_x.unsqueeze(0))
+    dense, parameters = plan.dense, plan.in_memory(parameters)
+    inputs = dense(saved), dense(dout), dense(dv), dense(di), dense(dmembrane), center_of_x
+    gradients = plan.gradients(wanted, every)
+    given = dense(x), dense(v), dense(i), parameters, weights
+    dparameters, dweights = room.lif_backward(backend, plan, *given, *inputs, wanted, *gradients)
     if every and dparameters is None:  # neither is wanted
-        dparameters, dweights = _sums(shapes, parameters, wanted)
+        dparameters, dweights = _sums(plan, x, parameters, wanted)
     if wanted.parameters:
-        dparameters = shapes.in_order(dparameters)
-    return dx, dv0, di0, dparameters, dweights
+        dparameters = plan.in_order(dparameters)
+    return *gradients, dparameters, dweights
 
 
 def _reference_backward(
-    shapes: _Shapes,
+    plan: Plan,
     inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     cotangents: Sequence[Tensor | None],
     center_of_x: Tensor | None,
     wanted: Wanted,
 ) -> tuple[Tensor, ...]:
     x, v, i, parameters, weights = inputs
-    start = torch.zeros(shapes.inner, dtype=shapes.state_dtype, device=x.device)
+    start = torch.zeros(plan.inner, dtype=plan.state_dtype, device=x.device)
     inputs = (x, start if v is None else v, start if i is None else i, parameters, weights)
-    found = differentiate(lambda x, v, i, a, w: reference.lif(x, v, i, a, w, shapes.p), inputs, cotangents)
-    empty = _gradients(shapes, parameters, wanted)
+    found = differentiate(lambda x, v, i, a, w: reference.lif(x, v, i, a, w, plan.p), inputs, cotangents)
+    empty = _gradients(plan, x, parameters, wanted)
     results = [e if f is None or not e.numel() else e.copy_(f) for e, f in zip(empty, found, strict=True)]
     if center_of_x is not None:
         gain, bias = results[3][AFFINE if len(results[3]) == len(PARAMETERS) else slice(None)]
@@ -408,7 +253,7 @@ def _lif_vmap(
 ) -> tuple[object, object]:
     if any(dim is not None for dim in dims[3:6]):
         return one_by_one(lif_fwd, info, dims, x, v, i, parameters, weights, shape, text, steps, saved_rows)
-    p = _neuron(text, steps, None)
+    p = neuron_of(text, steps, None)
     size, time = info.batch_size, 0 if p.constant else 1
     inner = _inner(x, dims[0], time)
     x, v, i = _fold(x, dims[0], size, time), _fold(v, dims[1], size, 0), _fold(i, dims[2], size, 0)
@@ -424,7 +269,7 @@ def _lif_backward_vmap(info: Any, dims: Sequence[int | None], *arguments: Any) -
     if any(dims[k] is not None for k in shared) or wanted.weights or wanted.parameters:
         return one_by_one(lif_bwd, info, dims, *arguments)
     x, v, i, parameters, weights, shape, saved, dout, dv, di, dmembrane, center_of_x = tensors
-    p = _neuron(text, steps, None)
+    p = neuron_of(text, steps, None)
     size, time = info.batch_size, 0 if p.constant else 1
     inner = _inner(x, dims[0], time)
     *gradients, dparameters, dweights = lif_bwd(
@@ -497,15 +342,16 @@ class _Lif(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors, (*cotangents, _) = ctx.saved_tensors, outputs
-        if all(c is None for c in cotangents):
+        dout, dv, di, dmembrane, _ = outputs
+        if dout is None and dv is None and di is None and dmembrane is None:
             return (None,) * 9
-        wanted = wanted_of(ctx.needs_input_grad[:5], tensors, ctx.bits)
-        there = cotangents_there(cotangents, ctx.options.neuron)
+        tensors, p = ctx.saved_tensors, ctx.options.neuron
+        wanted = wanted_of(ctx.needs_input_grad, tensors, ctx.bits)
         # Through autograd only where it may be differentiated again: that costs more than a small kernel.
         backward: Callable[..., tuple[Tensor, ...]]
         backward = _LifBackward.apply if torch.is_grad_enabled() else _LifBackward.forward
-        arguments: tuple[Any, ...] = (*tensors, *there, wanted, ctx.options)
+        cotangents = cotangents_there(dout, dv, di, dmembrane, p)
+        arguments: tuple[Any, ...] = (*tensors, *cotangents, wanted, ctx.options)
         dx, dv0, di0, dparameters, dweights = backward(*arguments)
         return (
             dx if wanted.x else None,
@@ -513,7 +359,10 @@ class _Lif(torch.autograd.Function):
             di0 if wanted.i else None,
             dparameters.to(tensors[3].dtype) if wanted.parameters else None,
             dweights if wanted.weights else None,
-            *(None,) * 4,
+            None,
+            None,
+            None,
+            None,
         )
 
 
@@ -586,16 +435,18 @@ def without_gradient(output: Sequence[Tensor | None], p: Neuron) -> list[Tensor]
     return [tensor for tensor in found if tensor is not None]
 
 
-def cotangents_there(cotangents: Sequence[Tensor | None], p: Neuron) -> tuple[Tensor | None, ...]:
+def cotangents_there(
+    dout: Tensor | None, dv: Tensor | None, di: Tensor | None, dmembrane: Tensor | None, p: Neuron
+) -> tuple[Tensor | None, ...]:
     """Those of spikes, v, i and m, without what autograd makes up for an output that is not there."""
-    dout, dv, di, dmembrane = cotangents
     return dout, dv, di if p.synaptic else None, dmembrane if p.record else None
 
 
 def wanted_of(needs: Sequence[bool], tensors: Sequence[Tensor | None], bits: int) -> Wanted:
-    """`needs`, `tensors`: of x, v, i, parameters, weights."""
-    x, v, i, parameters, weights = needs
-    return Wanted(x, tensors[1] is not None and v, tensors[2] is not None and i, weights, bits if parameters else 0)
+    """`needs`, `tensors`: of x, v, i, parameters, weights, first of all."""
+    v = needs[1] and tensors[1] is not None
+    i = needs[2] and tensors[2] is not None
+    return Wanted(needs[0], v, i, needs[4], bits if needs[3] else 0)
 
 
 # ------------------------------------------------------------------------------------------------ the public function
@@ -616,8 +467,8 @@ RENAMED = {  # old keyword: what it is now
 }
 
 
-_ATTACHED, _DETACHED = Hard(), Hard(detach=True)
-_FIVE = struct.Struct("5d").pack  # as bytes, in a quarter of the 2 us that their text takes
+_HARD = ((Hard, False), (Hard, True))
+_SEVEN = struct.Struct("7d").pack
 
 
 class Options(NamedTuple):
@@ -635,6 +486,9 @@ class Prepared(NamedTuple):
     weights: Tensor | None  # (T), fp64
     shape: Tensor | None  # the surrogate's shape parameter, where it is a tensor
     options: Options
+
+
+_PREPARED: dict[tuple[Any, ...], Prepared] = {}  # none with tensors
 
 
 def prepare(
@@ -658,55 +512,64 @@ def prepare(
     fire: str,
     v_min: float | None = None,
 ) -> Prepared:
-    """Validates the arguments of `lif`, or of another op whose current is called `name` and depends on `learnt` too."""
-    if steps is None:
-        check.floating(name, x, 2, "(T, N, *)")
-        time, inner = check.steps(f"{name}'s time axis T", x.shape[0]), x.shape[1:]
-    else:
-        check.floating(name, x, 1, "(N, *) when steps= is given")
-        time, inner = check.steps("steps", steps), x.shape
-    state = state_dtype(x.dtype)
+    """Validates the arguments of `lif`, or of another op whose current is called `name` and depends on `learnt` too.
+
+    What it finds is kept for the next call with the same options and shape of x, as most are.
+    """
+    v_reset: Number = 0.0
+    which: object = reset
+    if type(reset) is Hard:  # its potential is among the numbers
+        v_reset, which = reset.v_reset, _HARD[reset.detach]
+    numbers: list[Any] = [decay, gain, bias, threshold, v_reset, synaptic_decay, v_min]
+    tensors: dict[str, Tensor] = {}
+    others: list[Any] = []  # those that are no float, and their types: 1 and True are equal
+    for k, number in enumerate(numbers):
+        if type(number) is not float:
+            if isinstance(number, Tensor) and k < len(PARAMETERS):
+                tensors[PARAMETERS[k]], numbers[k] = number, 1.0
+            else:
+                others += k, type(number)
+    kind = readout if readout is None or (type(readout) is str and readout == "mean") else "weights"
+    learns = dtype is torch.uint8 and learning(x, v, i, *tensors.values(), *learnt)
+    prepared: Prepared | None = None
+    key: tuple[Any, ...] | None = None
+    if type(x) is Tensor and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
+        try:
+            # The numbers as bytes: 0.0 and -0.0 are equal.
+            values = _SEVEN(*[0.0 if number is None else number for number in numbers])
+            shape = x.shape, x.dtype, x.layout, steps, type(steps)
+            key = (*shape, values, tuple(others), which, surrogate.key, kind, record, dtype, fire, learns)
+            prepared = _PREPARED.get(key)
+        except (AttributeError, OverflowError, TypeError, struct.error):  # wrong: told of below
+            key = None
+    if prepared is None:
+        if steps is None:
+            check.floating(name, x, 2, "(T, N, *)")
+            time = check.steps(f"{name}'s time axis T", x.shape[0])
+        else:
+            check.floating(name, x, 1, "(N, *) when steps= is given")
+            time = check.steps("steps", steps)
+        given: list[Any] = [reset, surrogate, kind, record, dtype, fire, numbers[6], learns]
+        prepared = Prepared(None, 0, None, None, describe(x.dtype, time, steps is not None, *numbers[:6], *given))
+        if key is not None:
+            if len(_PREPARED) >= KEPT:
+                _PREPARED.clear()
+            _PREPARED[key] = prepared
+    slope = surrogate.parameter if isinstance(surrogate.parameter, Tensor) else None
+    if v is None and i is None and slope is None and kind != "weights" and not tensors:
+        return prepared
+    inner, state, options = x.shape if steps is not None else x.shape[1:], state_dtype(x.dtype), prepared.options
     if v is not None:
         check.like("v", v, inner, state, x.device)
     if i is not None:
         if synaptic_decay is None:
             raise ValueError("i: got a tensor, accepted is None where synaptic_decay is None: there is no such current")
         check.like("i", i, inner, state, x.device)
-    weights: Tensor | None = None
-    kind: str | None = None
-    if isinstance(readout, str) and readout == "mean":
-        kind = "mean"
-    elif readout is not None:
-        weights, kind = _weights(readout, time, x.device), "weights"
-    v_reset: Number = 0.0
-    if type(reset) is Hard:  # its potential is among the numbers
-        v_reset, reset = reset.v_reset, _DETACHED if reset.detach else _ATTACHED
-    numbers: tuple[Number | None, ...] = (decay, gain, bias, threshold, v_reset, synaptic_decay)
-    tensors: dict[str, Tensor] = {}
-    for parameter, number in zip(PARAMETERS, numbers, strict=True):
-        if type(number) is not float and isinstance(number, Tensor):  # of a float the second takes 0.3 us
-            check.parameter(NAMES[parameter], number, inner, x.device)
-            tensors[parameter] = number
-    if tensors:
-        numbers = tuple([1.0 if isinstance(number, Tensor) else number for number in numbers])
-    shape = getattr(surrogate, "parameter", None)
-    if type(shape) is not float and isinstance(shape, Tensor):
-        surrogate = with_parameter(surrogate, 1.0)
-    else:
-        shape = None
-    learns = dtype is torch.uint8 and learning(x, v, i, *tensors.values(), *learnt)
-    given = (reset, surrogate, kind, record, dtype, fire, v_min, learns)
-    arguments: tuple[Any, ...] = (x.dtype, time, steps is not None, *numbers, *given)
-    if torch.compiler.is_compiling():
-        options = describe(*arguments)
-    else:
-        try:
-            told_apart = _FIVE(*numbers[:5]), *map(type, numbers), repr(synaptic_decay), repr(v_min)
-            options = _described(*arguments, told_apart)  # 0.0 and -0.0, 1 and True are equal
-        except (TypeError, struct.error):  # what cannot be hashed, or is no number, is wrong, and told of here
-            options = describe(*arguments)
-    parameters, bits = stack_parameters(tensors, options.neuron, inner, state) if tensors else (None, 0)
-    return Prepared(parameters, bits, weights, shape, options)
+    for parameter, number in tensors.items():
+        check.parameter(NAMES[parameter], number, inner, x.device)
+    stacked, bits = stack_parameters(tensors, options.neuron, inner, state) if tensors else (None, 0)
+    weights = _weights(readout, options.neuron.steps, x.device) if kind == "weights" else None
+    return Prepared(stacked, bits, weights, slope, options)
 
 
 def describe(
@@ -763,12 +626,6 @@ def describe(
         steps=steps,
     )
     return Options(neuron, neuron.text())
-
-
-@lru_cache(maxsize=4096)
-def _described(*arguments: Any) -> Options:
-    """`describe`, as most calls have the options of the call before; the last argument only tells equals apart."""
-    return describe(*arguments[:-1])
 
 
 def _check_several(threshold: float, reset: Reset | None, surrogate: Surrogate) -> None:

@@ -19,7 +19,8 @@ from triton.language.extra import libdevice
 
 from ... import tiles
 from ...surrogate.triton import slope, smooth
-from .reference import AFFINE, CHUNK, COUNTED, PARAMETERS, READOUTS, Neuron, Wanted, state_dtype
+from .plan import Plan
+from .reference import AFFINE, CHUNK, COUNTED, PARAMETERS, READOUTS, Wanted, state_dtype
 
 _WARPS = 4
 _THREADS = 32 * _WARPS
@@ -526,17 +527,16 @@ def _common(
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    channels_last: bool,
+    plan: Plan,
     per_thread: int,
     wanted: int,
-    p: Neuron,
 ) -> tuple[tiles.Tiles, dict[str, Any]]:
     """How a call is laid over the device, and the arguments that forward and backward share."""
-    size, channels, inner = x.numel() if p.constant else x.numel() // p.steps, 0, 1
+    p, size, channels, inner = plan.p, plan.size(), 0, 1
     if parameters is not None:
         channels = parameters.shape[1]
-        per_sample = math.prod(x.shape[1 if p.constant else 2 :])
-        inner = size if channels == 1 else 1 if channels_last else max(per_sample // channels, 1)
+        per_sample = math.prod(plan.inner[1:])
+        inner = size if channels == 1 else 1 if plan.channels_last else max(per_sample // channels, 1)
     rows = 0 if parameters is None else len(parameters)
     first = AFFINE.start if rows == 2 else 0
     kind = _Kind(
@@ -546,7 +546,7 @@ def _common(
         SURROGATE=p.surrogate,
         SMOOTH=p.smooth,
         READOUT=p.readout,
-        COUNTS_ON=READOUTS[p.readout] == "rate" and p.steps > COUNTED,
+        COUNTS_ON=READOUTS[p.readout] == "mean" and p.steps > COUNTED,
         CONSTANT=p.constant,
         SYNAPTIC=p.synaptic,
         SEVERAL=p.several,
@@ -573,27 +573,31 @@ def _per_thread(x: Tensor, *by_step: Tensor | None) -> int:
 
 def lif(
     backend: str,
+    plan: Plan,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    outputs: dict[str, Tensor],
-    channels_last: bool,
-    p: Neuron,
+    out: Tensor,
+    v_last: Tensor,
+    i_last: Tensor | None,
+    membrane: Tensor | None,
+    saved: Tensor | None,
 ) -> None:
-    """Fills `outputs`: out, v, and where they have elements i, membrane and saved."""
+    """Fills out and v, and where they have elements i, membrane and saved."""
     if not x.numel():
         return
-    out, membrane, saved = outputs["out"], outputs["membrane"] if p.record else None, outputs["saved"]
+    p = plan.p
+    membrane = membrane if p.record else None
     if saved is None:  # the kernel takes a tensor
-        saved = outputs["v"].new_empty((0, *outputs["v"].shape))
+        saved = v_last.new_empty((0, *v_last.shape))
     per_thread = _per_thread(x, None if p.readout else out, membrane)
-    layout, arguments = _common(x, v, i, parameters, weights, channels_last, per_thread, 0, p)
+    layout, arguments = _common(x, v, i, parameters, weights, plan, per_thread, 0)
     arguments |= {
         "out": out,
-        "v_last": outputs["v"],
-        "i_last": outputs["i"] if p.synaptic else None,
+        "v_last": v_last,
+        "i_last": i_last if p.synaptic else None,
         "membrane": membrane,
         "saved": saved,
         "stored": (p.steps - 1) // CHUNK if len(saved) else 0,
@@ -603,28 +607,33 @@ def lif(
 
 def lif_backward(
     backend: str,
+    plan: Plan,
     x: Tensor,
     v: Tensor | None,
     i: Tensor | None,
     parameters: Tensor | None,
     weights: Tensor | None,
-    inputs: dict[str, Tensor | None],
-    outputs: dict[str, Tensor],
-    channels_last: bool,
+    saved: Tensor | None,
+    dout: Tensor | None,
+    dv: Tensor | None,
+    di: Tensor | None,
+    dmembrane: Tensor | None,
+    center_of_x: Tensor | None,
     wanted: Wanted,
-    p: Neuron,
+    dx: Tensor | None,
+    dv0: Tensor | None,
+    di0: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Fills `outputs` (dx, dv0, di0, where they are wanted) and returns dparameters (2 or 6, C) and dweights (T), fp64.
+    """Fills dx, dv0 and di0, where they are wanted, and returns dparameters (2 or 6, C) and dweights (T), fp64.
 
-    `inputs`: saved, dout, dv, di, dmembrane, center_of_x (the gradient of the gain is that of gain * (x - center_of_x);
-    without a synapse only).
+    `center_of_x`: the gradient of the gain is that of gain * (x - center_of_x); without a synapse only.
     """
+    p = plan.p
     rows, channels = (len(PARAMETERS), 1) if parameters is None else parameters.shape
     dparameters = x.new_zeros((rows, channels if wanted.parameters else 0), dtype=torch.float64)
     dweights = x.new_zeros(p.steps if wanted.weights else 0, dtype=torch.float64)
     if not x.numel():
         return dparameters, dweights
-    dout, dmembrane = inputs["dout"], inputs["dmembrane"]
     state = state_dtype(x.dtype).itemsize
     # At most 16 bytes of potentials: those of 16 steps fit in the registers. With the 8 neurons of 16 bytes in bf16
     # those of 8 do, and half of x is walked twice: 42.2 instructions per element and step of bn_lif in place of 39.5.
@@ -632,22 +641,22 @@ def lif_backward(
     many = rows == len(PARAMETERS) and bool(wanted.parameters)  # five or six sums over time, in as many registers
     if many and state == 8:
         per_thread = 1
-    layout, arguments = _common(x, v, i, parameters, weights, channels_last, per_thread, wanted.parameters, p)
+    layout, arguments = _common(x, v, i, parameters, weights, plan, per_thread, wanted.parameters)
     parameter_sums = layout.partial_sums(rows, x) if wanted.parameters else None
     weight_sums = x.new_empty((*layout.grid, p.steps), dtype=torch.float64) if wanted.weights else None
     kept = layout.TILE_ROWS * layout.TILE_COLUMNS * state  # bytes for each step of a span: m
     if p.reset == _AT_ONCE.value:
         kept *= 2  # and v before it, which m alone does not give
     arguments |= {
-        "saved": x.new_empty(0, dtype=state_dtype(x.dtype)) if inputs["saved"] is None else inputs["saved"],
+        "saved": x.new_empty(0, dtype=plan.state_dtype) if saved is None else saved,
         "dout": dout,
-        "dv_last": inputs["dv"],
-        "di_last": inputs["di"],
+        "dv_last": dv,
+        "di_last": di,
         "dmembrane": dmembrane,
-        "center_of_x": inputs["center_of_x"],
-        "dx": outputs["dx"] if wanted.x else None,
-        "dv0": outputs["dv0"] if wanted.v else None,
-        "di0": outputs["di0"] if wanted.i else None,
+        "center_of_x": center_of_x,
+        "dx": dx if wanted.x else None,
+        "dv0": dv0 if wanted.v else None,
+        "di0": di0 if wanted.i else None,
         "dparameters": parameter_sums,
         "dweights": weight_sums,
         "AHEAD": _AHEAD,
