@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
@@ -289,9 +290,13 @@ def _require_own_options(config: ModelConfig | TrainConfig, kind: str) -> None:
 
 
 def _validate(config: object) -> None:
-    """Types and choices, since a config can come from a file; integers serve where floats are wanted."""
+    """Types and choices, since a config can come from a file; integers serve where floats are wanted. NumPy's numbers
+    become Python's, as a file can hold them."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, Real) and not isinstance(value, bool | int | float):
+            value = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(config, name, value)  # frozen, but this is still its making
         if choices := get_args(hint):
             _require(value in choices, name, value, ", ".join(map(str, choices)))
         elif hint is float:

@@ -36,6 +36,7 @@ from torch.utils.flop_counter import flop_registry
 from esvae_kernels.nn import BNLIF
 
 from . import data
+from .arguments import integer
 from .errors import InputError
 from .evaluate import BATCH, SEED, Track, batch_at, device_of, untracked
 from .models import Model
@@ -93,9 +94,8 @@ def energy(
         InputError: `n` is not accepted or more than the images, or a model with an encoder was given none.
     """
     most = 100_000 if images is None else len(images)
-    n = min(IMAGES, most) if n is None else n
-    if not 1 <= n <= most:
-        raise InputError(f"n: got {n}, accepted are 1 to {most}")
+    n = min(IMAGES, most) if n is None else integer("n", n, 1, most)
+    seed = integer("seed", seed, 0, 2**63 - 1)
     model.eval()
     device = device_of(model)
     starts = range(0, n, BATCH)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import data, distributed
+from .arguments import integer
 from .errors import InputError
 from .graph import Replay
 from .metrics import cache, fid
@@ -34,6 +35,8 @@ def untracked(iterable: Iterable, description: str, total: int) -> Iterable:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision: got {precision!r}, accepted are fp32, bf16")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -126,8 +129,11 @@ def generated(
     """`count` generated images (count, C, H, W), fp32 on the CPU: the same for a seed, however many come after them.
 
     On a GPU, unless `graphs` is false, by a CUDA graph.
+
+    Raises:
+        InputError: `count` is no integer of at least 1, or `seed`, `precision` or `prior` is not accepted.
     """
-    device = device_of(model)
+    device, count = device_of(model), integer("count", count, 1)
 
     def draw(ids: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -187,8 +193,10 @@ def evaluate(
         A model without an encoder has no `mse` and no figures of reconstructions.
 
     Raises:
-        InputError: the data set is not there or does not fit the model; the mean squared error is not finite.
+        InputError: the data set is not there or does not fit the model, an argument is not accepted, nothing can be
+            measured, or the mean squared error is not finite.
     """
+    seed = integer("seed", seed, 0, 2**63 - 1)
     model.eval()
     test = distributed.in_turn(lambda: load_for(model, name, "test", download))
     yardsticks = _Yardsticks(name, test, device_of(model), own_features, inception, track)

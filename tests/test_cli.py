@@ -20,6 +20,7 @@ from analysis_helpers import one_line_error
 from kernel_helpers import needs_compiled
 from metric_helpers import Small
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training_helpers import TINY, contents, full_disk, image_folder
 
 import esvae_kernels
@@ -951,6 +952,38 @@ def test_damaged_run(
     before = contents(tmp_path)
     assert line in failed(*command, unfinished)
     assert contents(tmp_path) == before
+
+
+def nan_in(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return tensors | {name: torch.full_like(tensors[name], torch.nan)}
+
+
+@pytest.mark.parametrize("command", ["generate", "reconstruct", "evaluate", "robustness", "classify", "energy"])
+def test_weights_that_are_no_numbers(command: str, run: Path, tmp_path: Path, failed: Callable[..., str]) -> None:
+    """Figures came of them: neurons of NaN are silent."""
+    shutil.copytree(run / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file(nan_in(load_file(file), "from_latent.transform.weight"), file)
+    line = failed(command, tmp_path / "model")
+    assert (
+        line
+        == f"esvae: error: {file}: 'from_latent.transform.weight' holds NaN or infinity, accepted are finite numbers"
+    )
+
+
+@pytest.mark.parametrize("command", [["generate"], ["train", "--resume", "--quiet", "--out"]])
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_a_checkpoint_of_weights_that_are_no_numbers(
+    command: list[str], part: str, unfinished: Path, failed: Callable[..., str]
+) -> None:
+    run = Run.open(unfinished)
+    parts, state = run.load()
+    shutil.rmtree(run.latest())
+    run.save(state["step"], parts | {part: nan_in(parts[part], "to_image.bias")}, state)
+    if (command, part) == (["generate"], "model"):  # it draws from the average
+        assert main([*command, str(unfinished), "--n", "1", "--out", str(unfinished / "x.png")]) == 0
+    else:
+        assert f"{part}: 'to_image.bias' holds NaN or infinity" in failed(*command, unfinished)
 
 
 def test_run_without_a_checkpoint(unfinished: Path, failed: Callable[..., str]) -> None:

@@ -912,6 +912,11 @@ def damage(folder: Path, how: str) -> None:
         (folder / "config.json").write_text(json.dumps(config | {"decay": 10**400}))
     elif how == "integers":
         save_file({key: value.long() for key, value in load_file(weights).items()}, weights)
+    elif how in SPOILT:
+        tensors = load_file(weights)
+        name, value = SPOILT[how]
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, weights)
     elif how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-10])
     elif how == "no-weights":
@@ -923,7 +928,17 @@ def damage(folder: Path, how: str) -> None:
         weights.write_bytes(pickle.dumps({"to_image.bias": 0}))
 
 
+SPOILT = {  # the last number of a tensor
+    "nan": ("encoder.1.transform.weight", float("nan")),
+    "infinite": ("to_image.bias", -float("inf")),
+    "infinite-statistic": ("to_latent.neurons.running_mean", float("inf")),
+    "variance": ("decoder.0.neurons.running_var", -1.0),
+}
 DAMAGE = {
+    "nan": "'encoder.1.transform.weight' holds NaN or infinity, accepted are finite numbers",
+    "infinite": "'to_image.bias' holds NaN or infinity",
+    "infinite-statistic": "'to_latent.neurons.running_mean' holds NaN or infinity",
+    "variance": "'decoder.0.neurons.running_var' holds negative numbers, accepted is a variance of 0 or above",
     "no-config": "config.json",
     "unknown-option": "'colour'",
     "bad-option": "latent: got '8'",

@@ -102,7 +102,7 @@ class Hub(
             except EntryNotFoundError:
                 raise InputError(f"{model_id}: no {WEIGHTS}; other formats are not read") from None
         tensors = load_safetensors(path)
-        require_same_shapes(tensors, expected, str(path))
+        require_weights_of(expected, tensors, str(path))
         model = cls(**arguments)
         model.load_state_dict(tensors)
         return model.to(map_location).eval()
@@ -137,8 +137,10 @@ def _not_there(name: str, error: Exception) -> InputError:
     return InputError(f"{name}: no such folder, shipped model or repository: {why}")
 
 
-def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
-    """That a state dict from `source` fits, or an InputError that names the first tensor that does not."""
+def require_weights_of(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """That a state dict from `source` has the tensors of `expected` in their shapes, with finite numbers and no variance
+    below 0; or an InputError that names the first tensor that does not. NaN would pass for an image without content:
+    its neurons are silent."""
     for name in sorted(tensors.keys() | expected.keys()):
         if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
             wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
@@ -146,3 +148,7 @@ def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor],
         if tensors[name].is_floating_point() != expected[name].is_floating_point():
             got, wanted = tensors[name].dtype, expected[name].dtype
             raise InputError(f"{source}: not the weights of this config: {name!r:.80} is {got}, should be {wanted}")
+        if not tensors[name].isfinite().all():
+            raise InputError(f"{source}: {name!r:.80} holds NaN or infinity, accepted are finite numbers")
+        if name.endswith("running_var") and (tensors[name] < 0).any():
+            raise InputError(f"{source}: {name!r:.80} holds negative numbers, accepted is a variance of 0 or above")
