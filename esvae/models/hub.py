@@ -138,7 +138,7 @@ def _not_there(name: str, error: Exception) -> InputError:
 
 
 def require_weights_of(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
-    """That a state dict from `source` has the tensors of `expected` in their shapes, with finite numbers and no variance
+    """That a state dict from `source` has the tensors of `expected`, in their shapes, finite and with no variance
     below 0; or an InputError that names the first tensor that does not. NaN would pass for an image without content:
     its neurons are silent."""
     for name in sorted(tensors.keys() | expected.keys()):
