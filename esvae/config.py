@@ -252,6 +252,14 @@ def option(part: str, name: str, value: Any) -> list[str]:
     return [f"--{part}.{name}", str(value)]
 
 
+def option_of(name: str) -> str | None:
+    """The option of `esvae train` by the name of its field; None where no field has it."""
+    for part, cls in (("model", ModelConfig), ("train", TrainConfig)):
+        if name in {known.name for known in dataclasses.fields(cls)}:
+            return f"--{part}.{name.replace('_', '-')}"
+    return None
+
+
 def build(cls: type, values: object, name: str):
     """The dataclass `cls` from a dictionary that may come from a file; `name` says in the error what it is."""
     if not isinstance(values, dict):
