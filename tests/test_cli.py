@@ -797,6 +797,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert ["firing rate, latent neurons", f"{rate:.3f}", "0.477"] in rows
     assert ["FAD of drawn images", "", f"{by_prior['fad_paper']:.2f}"] in rows
     assert ["energy per drawn image", "", f"{energy['energy_uj']:.1f} µJ"] in rows
+    both = energy["energy_uj"] + energy["neuron_updates_uj"]
+    assert ["with updates of neurons", "", f"{both:.1f} µJ"] in rows
     seconds = {name: float(here) for name, here, _ in rows if name.startswith("seconds")}
     assert seconds.keys() == {"seconds per reconstruction", "seconds per drawn image"}
     assert all(0 < value < 1 for value in seconds.values())
