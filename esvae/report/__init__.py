@@ -57,17 +57,13 @@ def _head(members: list[System], missing: dict[str, str]) -> Section:
         + " FSVAE is the one that came before it." * (beside or "fsvae" in kinds)
         + " The ANN VAE is the same without spikes." * (beside or "vae" in kinds)
         + " The spiking GAN is another way to draw images." * (beside or "gan" in kinds),
-        ("This page sets what was measured here, in bold, beside what was published. " if beside else "")
-        + "Each row says how its figures came about, since protocols differ. The arrows say which way is better.",
-        ("Look at T and training before comparing: " if len(members) > 1 or beside else "")
-        + (
-            "the published models were trained for 150 to 300 epochs, ESVAE's at T = 16. A short training shows what a "
-            "system learns in that time, not what it can learn; and of"
-            if beside
-            else "a short training shows what a system learns in that time, not what it can learn; and of"
-        )
-        + " a single run nobody knows the spread over seeds, so that small differences between such rows may be "
-        "chance.",
+        "This page sets what was measured here, in bold, beside what was published. " * beside
+        + "Each row says how its figures came about. The arrows say which way is better.",
+        "Look at T and training before comparing: the published models were trained for 150 to 300 epochs, ESVAE's at "
+        "T = 16. "
+        * beside
+        + "A short training shows what a system learns in that time, not what it can learn; and of a single run nobody "
+        "knows the spread over seeds, so that small differences between such rows may be chance.",
         "The prior is where the "
         + ("spikes" if kinds != {"vae"} else "latent")
         + " of a new image are drawn from."

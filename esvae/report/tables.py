@@ -120,13 +120,15 @@ def table1(systems: list[System], results: Results) -> Section:
         [
             "The main comparison: an autoencoder has to give back the images that it is shown, and draw new ones that "
             "look like them.",
-            *_MEASURES,
+            _MEASURES[0],
         ],
     )
     reader = Reader(results, section)
     for data, members in by_data(systems).items():
         section.tables += _quality(reader, data, members, published.TABLE1)
     section.notes = [*_quality_notes(section, systems), *section.notes]
+    if {FAD, FID, SCORE, "fad_own ↓"} & {column for table in section.tables for column in table.columns}:
+        section.about.append(_MEASURES[1])
     return section
 
 
@@ -164,7 +166,7 @@ def _quality_notes(section: Section, systems: list[System]) -> list[str]:
         )
     if any(system.first.config is not None and system.first.config.preset == "best" for system in systems):
         notes.append(_CHOSEN)
-    if any("mixture" in system.first.priors for system in systems):
+    if beside and any("mixture" in system.first.priors for system in systems):
         notes.append(_MIXTURE)
     return notes
 
