@@ -33,7 +33,7 @@ class ModelConfig:
     steps: int = 16
     """Time steps T; 1 for the vae."""
     decay: float = 0.25
-    """Membrane decay per time step."""
+    """Membrane decay per time step: what is left of the potential after a step."""
     threshold: float = 0.2
     """Firing threshold, in units of the membrane potential; tdBN scales its output by it."""
     strict: bool = False
@@ -322,7 +322,8 @@ TRAINING_IMAGES = {"cifar10": 50_000, "celeba": 162_770, "digits": 1437}  # of t
 
 
 def _paper(data: str) -> Config:
-    """The paper, sections III and IV-B, which knows of no flips; what it does not give is as in the published code."""
+    """The paper, sections III and IV-B, which knows of no flips; what it does not give is as in the published code. Its
+    tau is the decay, by which eq. 1 divides; `esvae train --help` has all departures."""
     model = ModelConfig(channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
     train = TrainConfig(flip=False) if data in FLIPPED else TrainConfig()  # of the others none is flipped anyway
     return Config(data, "paper", model, train)

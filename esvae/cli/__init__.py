@@ -23,7 +23,7 @@ COMMANDS = {  # in the order of the overview
     "robustness": "measure reconstructions from latent spikes that are shuffled, flipped or noisy",
     "classify": "measure how much of the image's class the encoder keeps",
     "energy": "count operations and energy per image, beside the same network without spikes",
-    "report": "the paper's tables and figures from trained runs, beside the published ones",
+    "report": "the paper's tables and figures from trained runs",
     "export": "write encoder or decoder as a NIR graph, for other simulators and neuromorphic chips",
     "info": "versions, backends, data and caches: the first thing a bug report contains",
 }

@@ -249,8 +249,9 @@ class Energy:
 
 @dataclass(frozen=True)
 class Report:
-    """The paper's tables and figures from trained runs, beside the published figures: Markdown, PNG, SVG, JSON, and one
-    HTML page that needs nothing else. Runs that differ by their seed alone are one row, with mean and spread.
+    """The paper's tables and figures from trained runs, beside the published figures where there are some of the data
+    set: Markdown, PNG, SVG, JSON, and one HTML page that needs nothing else. Runs that differ by their seed alone are
+    one row, with mean and spread.
 
     What is measured on a run is kept in its folder `report`, and measured again when weights or settings change. What
     cannot be measured is named in the report, which goes on without it.
@@ -332,8 +333,14 @@ class Train:
 
     Presets: `paper` (the paper's settings), `official` (the published code's), `best` (ours); and what ESVAE is
     compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae` (without
-    spikes), `gan` (a spiking GAN). Every option below starts from the preset for the data set, and its default is shown
-    for the preset and data set on this command line.
+    spikes), `gan` (a spiking GAN).
+
+    Where `paper` departs from the paper's text: eq. 1 divides the potential by tau = 0.25, a factor of 4; here tau is
+    the decay that it is multiplied by. The last convolution has no tdBN. Batch size, the MMD's weight and kernel and
+    the readout's weights, which the text does not give, are the published code's.
+
+    Every option below starts from the preset for the data set, and its default is shown for the preset and data set
+    on this command line.
     """
 
     out: Path
