@@ -740,8 +740,8 @@ def test_mixture_with_few_rates_uses_fewer_components(synthetic: tuple) -> None:
 
 @pytest.mark.parametrize(
     "rates",
-    [torch.rand(1, 3), torch.rand(9, 4), torch.rand(9), torch.full((9, 3), torch.nan)],
-    ids=["one", "other-length", "1d", "nan"],
+    [torch.rand(1, 3), torch.rand(9, 4), torch.rand(9), torch.full((9, 3), torch.nan), np.ones((9, 3))],
+    ids=["one", "other-length", "1d", "nan", "numpy"],
 )
 def test_mixture_refuses_other_rates(rates: Tensor) -> None:
     prior = MixturePrior(2, 3)
