@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
+from .arguments import integer
 from .errors import InputError
 from .evaluate import BATCH, SEED, Track, autocast, device_of, untracked
 from .models import Model, require
@@ -61,9 +62,7 @@ def classify(
             has one that training has not; an argument is not accepted; rates are not finite.
     """
     require(model, "encode", "classify")
-    for name, value, least in (("seeds", seeds, 2), ("epochs", epochs, 1)):
-        if not least <= value <= 10_000:
-            raise InputError(f"{name}: got {value}, accepted are {least} to 10000")
+    seeds, epochs, seed = check_arguments(seeds, epochs, seed)
     for part in (train, test):
         if part.labels is None:
             raise InputError(f"labels of {part.name}: got none, need one per image")
@@ -99,6 +98,16 @@ def classify(
         "linear_probe": _linear_probe(rates, labels, test_rates, test_labels),
         "majority": _percent(labels.mode().values, test_labels),
     }
+
+
+def check_arguments(seeds: int, epochs: int, seed: int) -> tuple[int, int, int]:
+    """Refuse what `classify` would refuse, before anything is read; the same as ints.
+
+    Raises:
+        InputError: an argument is not accepted.
+    """
+    seeds = integer("seeds", seeds, 2, 10_000)
+    return seeds, integer("epochs", epochs, 1, 10_000), integer("seed", seed, 0, 2**63 - 1)
 
 
 @torch.no_grad()

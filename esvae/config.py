@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
@@ -32,7 +33,7 @@ class ModelConfig:
     steps: int = 16
     """Time steps T; 1 for the vae."""
     decay: float = 0.25
-    """Membrane decay per time step."""
+    """Membrane decay per time step: what is left of the potential after a step."""
     threshold: float = 0.2
     """Firing threshold, in units of the membrane potential; tdBN scales its output by it."""
     strict: bool = False
@@ -251,6 +252,14 @@ def option(part: str, name: str, value: Any) -> list[str]:
     return [f"--{part}.{name}", str(value)]
 
 
+def option_of(name: str) -> str | None:
+    """The option of `esvae train` by the name of its field; None where no field has it."""
+    for part, cls in (("model", ModelConfig), ("train", TrainConfig)):
+        if name in {known.name for known in dataclasses.fields(cls)}:
+            return f"--{part}.{name.replace('_', '-')}"
+    return None
+
+
 def build(cls: type, values: object, name: str):
     """The dataclass `cls` from a dictionary that may come from a file; `name` says in the error what it is."""
     if not isinstance(values, dict):
@@ -289,9 +298,13 @@ def _require_own_options(config: ModelConfig | TrainConfig, kind: str) -> None:
 
 
 def _validate(config: object) -> None:
-    """Types and choices, since a config can come from a file; integers serve where floats are wanted."""
+    """Types and choices, since a config can come from a file; integers serve where floats are wanted. NumPy's numbers
+    become Python's, as a file can hold them."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, Real) and not isinstance(value, bool | int | float):
+            value = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(config, name, value)  # frozen, but this is still its making
         if choices := get_args(hint):
             _require(value in choices, name, value, ", ".join(map(str, choices)))
         elif hint is float:
@@ -309,7 +322,8 @@ TRAINING_IMAGES = {"cifar10": 50_000, "celeba": 162_770, "digits": 1437}  # of t
 
 
 def _paper(data: str) -> Config:
-    """The paper, sections III and IV-B, which knows of no flips; what it does not give is as in the published code."""
+    """The paper, sections III and IV-B, which knows of no flips; what it does not give is as in the published code. Its
+    tau is the decay, by which eq. 1 divides; `esvae train --help` has all departures."""
     model = ModelConfig(channels=CHANNELS.get(data, 1), size=SIZES.get(data, 32))
     train = TrainConfig(flip=False) if data in FLIPPED else TrainConfig()  # of the others none is flipped anyway
     return Config(data, "paper", model, train)

@@ -36,6 +36,7 @@ from torch.utils.flop_counter import flop_registry
 from esvae_kernels.nn import BNLIF
 
 from . import data
+from .arguments import integer
 from .errors import InputError
 from .evaluate import BATCH, SEED, Track, batch_at, device_of, untracked
 from .models import Model
@@ -52,6 +53,12 @@ SLIPS = (
     "4.6 pJ is a multiplication and an addition; the formula charges it for each of the two",
     "the ANN's 0.6808 J is ten times what the formula gives for the counts printed beside it",
 )
+
+COUNTED = {
+    "energy_uj": "synaptic operations (ACs) and multiply-accumulates (MACs) of all layers, as energy_ratio",
+    "energy_ratio_with_updates": "the same and the updates of the neurons, a MAC per neuron and time step",
+    "not counted": "memory, random numbers, the twin's activations",
+}
 
 
 def energy(
@@ -73,18 +80,19 @@ def energy(
         seed: of all noise.
 
     Returns:
-        `steps` (T), `images` (n), `seed`, `prior`, `mac_pj`, `ac_pj`, `break_even_rate` (MAC / (AC T): at this firing
+        `steps` (T), `images` (n), `seed`, `prior`, `counted` (what the energy contains, and what it leaves out: each a
+        line), `mac_pj`, `ac_pj`, `break_even_rate` (MAC / (AC T): at this firing
         rate an AC at each spike of T steps costs what one MAC does; a mean rate below it proves no saving, since
         fan-outs differ and the ends are MACs), `encode` (images to latent; None without an encoder), `generate` (prior
         and decoder), `paper_formula`.
 
         `encode` and `generate` hold `layers` and, of all of them, `synaptic_operations`, `macs`, `energy_uj`,
-        `energy_range_uj` (with the smaller and the larger of the two ways to run first layer and readout),
-        `twin_macs`, `twin_energy_uj`, `energy_ratio` (to the twin's), `firing_rate` (spikes per neuron and step),
-        `neuron_updates`, `neuron_updates_uj` (not in `energy_uj`). Each layer has `name`, `inputs` ("spikes" or "real
-        values"), `connections`, `input_rate` (of spikes), `synaptic_operations`, `macs`, `energy_uj`,
-        `twin_energy_uj`, `neurons`, `firing_rate` (of its own neurons), `neuron_updates`, and where it can be run
-        otherwise `otherwise` with `how` and `energy_uj`. All counts are means over the images.
+        `energy_range_uj` (with the smaller and the larger of the two ways to run first layer and readout), `twin_macs`,
+        `twin_energy_uj`, `energy_ratio` (to the twin's), `firing_rate` (spikes per neuron and step), `neuron_updates`,
+        `neuron_updates_uj` (not in `energy_uj`), `energy_ratio_with_updates` (with them). Each layer has `name`,
+        `inputs` ("spikes" or "real values"), `connections`, `input_rate` (of spikes), `synaptic_operations`, `macs`,
+        `energy_uj`, `twin_energy_uj`, `neurons`, `firing_rate` (of its own neurons), `neuron_updates`, and where it can
+        be run otherwise `otherwise` with `how` and `energy_uj`. All counts are means over the images.
 
         `paper_formula` is eq. 12 as Table III uses it, `slips` and all, for comparison with Table III alone:
         `energy_j` = 0.9 pJ * `firing_rate` * T * (`additions` + `multiplications`), of encoding and generating.
@@ -93,9 +101,8 @@ def energy(
         InputError: `n` is not accepted or more than the images, or a model with an encoder was given none.
     """
     most = 100_000 if images is None else len(images)
-    n = min(IMAGES, most) if n is None else n
-    if not 1 <= n <= most:
-        raise InputError(f"n: got {n}, accepted are 1 to {most}")
+    n = min(IMAGES, most) if n is None else integer("n", n, 1, most)
+    seed = integer("seed", seed, 0, 2**63 - 1)
     model.eval()
     device = device_of(model)
     starts = range(0, n, BATCH)
@@ -121,6 +128,7 @@ def energy(
         "images": n,
         "seed": seed,
         "prior": prior,
+        "counted": dict(COUNTED),
         "mac_pj": MAC_PJ,
         "ac_pj": AC_PJ,
         "break_even_rate": MAC_PJ / (AC_PJ * model.steps),
@@ -302,7 +310,14 @@ def summary(layers: dict[str, Layer], images: int) -> dict[str, Any]:
     result["firing_rate"] = _rate(list(layers.values()))
     result["neuron_updates"] = sum(row["neuron_updates"] for row in rows)
     result["neuron_updates_uj"] = result["neuron_updates"] * MAC_PJ * 1e-6
+    result["energy_ratio_with_updates"] = ratio_with_updates(result)
     return result
+
+
+def ratio_with_updates(part: dict[str, Any]) -> float:
+    """Of a part of what `energy` returns: its energy with the updates of its neurons, over the twin's. A result that
+    was kept before the ratio was in it has what it is made of."""
+    return (part["energy_uj"] + part["neuron_updates_uj"]) / part["twin_energy_uj"]
 
 
 def _row(name: str, layer: Layer, images: int) -> dict[str, Any]:

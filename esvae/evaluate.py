@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import data, distributed
+from .arguments import integer
 from .errors import InputError
 from .graph import Replay
 from .metrics import cache, fid
@@ -34,6 +35,8 @@ def untracked(iterable: Iterable, description: str, total: int) -> Iterable:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision: got {precision!r}, accepted are fp32, bf16")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -126,8 +129,11 @@ def generated(
     """`count` generated images (count, C, H, W), fp32 on the CPU: the same for a seed, however many come after them.
 
     On a GPU, unless `graphs` is false, by a CUDA graph.
+
+    Raises:
+        InputError: `count` is no integer of at least 1, or `seed`, `precision` or `prior` is not accepted.
     """
-    device = device_of(model)
+    device, count = device_of(model), integer("count", count, 1)
 
     def draw(ids: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -187,12 +193,16 @@ def evaluate(
         A model without an encoder has no `mse` and no figures of reconstructions.
 
     Raises:
-        InputError: the data set is not there or does not fit the model; the mean squared error is not finite.
+        InputError: the data set is not there or does not fit the model, an argument is not accepted, nothing can be
+            measured, or the mean squared error is not finite.
     """
+    seed = integer("seed", seed, 0, 2**63 - 1)
     model.eval()
     test = distributed.in_turn(lambda: load_for(model, name, "test", download))
     yardsticks = _Yardsticks(name, test, device_of(model), own_features, inception, track)
     yardsticks.load(lambda: load_for(model, name, "train", download))
+    if not yardsticks.usable and not hasattr(model, "reconstruct"):
+        raise InputError(yardsticks.why_nothing)
     keep = min(GENERATED, len(test)) if yardsticks.has_features else 0
     error = again = None
     if hasattr(model, "reconstruct"):
@@ -241,12 +251,14 @@ def real(
     if not (own_features or inception_weights(inception)):
         published, note = find_reference(name)
         if published is None:  # told before the data set is looked for
+            if name.partition(":")[0] not in data.SOURCES:
+                data.load(name, "test")  # says which there are
             raise InputError(note)
     test = distributed.in_turn(lambda: data.load(name, "test", download=download))
     yardsticks = _Yardsticks(name, test, torch.device(device), own_features, inception, track)
     yardsticks.load(lambda: data.load(name, "train", download=download))
     if not yardsticks.usable:
-        raise InputError(next(iter(yardsticks.not_measured.values())))
+        raise InputError(yardsticks.why_nothing)
     count = min(GENERATED, len(yardsticks.train))
     result = {"data": name, "real_images": count, "batch_size": BATCH, **yardsticks.measure({})}
     if yardsticks.published:
@@ -272,6 +284,7 @@ class _Yardsticks:
     ) -> None:
         self.name, self.test, self.device, self.track = name, test, device, track
         self.own_features, self.weights = own_features, inception_weights(inception)
+        self.source = "ESVAE_INCEPTION" if inception is None else "inception"
         self.train: data.ImageSet | None = None
         self.published: Reference | None = None
         self.own: OwnReference | None = None
@@ -285,6 +298,11 @@ class _Yardsticks:
     @property
     def usable(self) -> bool:
         return self.has_features or self.inception is not None
+
+    @property
+    def why_nothing(self) -> str:
+        """One line, where no network is there."""
+        return "; ".join(dict.fromkeys(self.not_measured.values()))
 
     def load(self, train: Callable[[], data.ImageSet]) -> None:
         """Find, or train, the networks; `train` reads the training images, which the floors are of."""
@@ -318,7 +336,10 @@ class _Yardsticks:
     def _find_inception(self) -> nn.Module:
         if self.weights is None:
             raise InputError(f"no FID, no Inception Score: set ESVAE_INCEPTION, or --inception, to the file {WEIGHTS}")
-        return load_inception(self.weights).to(self.device)
+        try:
+            return load_inception(self.weights).to(self.device)
+        except InputError as error:
+            raise InputError(f"{self.source}: got {error}") from None
 
     def measure(self, groups: dict[str, Tensor]) -> dict[str, Any]:
         """Every figure of the real training images, `KEY_floor`, and of others: {suffix of the key: images}."""

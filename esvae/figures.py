@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BACKGROUND = 255  # white: the data sets' own background is black
+BACKGROUND, FRAME = 255, 160  # white, and a grey that is seen beside white images and beside black ones
 MAX_PIXELS = 1 << 28  # of one grid
 SCALE, PAD = 2, 2  # of a grid: pixels per pixel of an image, and between images
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"  # Okabe and Ito's, told apart by colour-blind
@@ -36,7 +36,8 @@ def image_grid(images: Tensor, columns: int, scale: int = SCALE, pad: int = PAD)
         images: (N, C, H, W), N >= 1, C = 1 (grey) or 3 (RGB); floating point in [-1, 1], or uint8.
         columns: images per row; with fewer images than that the grid is narrower.
         scale: pixels of the grid per pixel of an image.
-        pad: width in pixels of the white lines around the images.
+        pad: width in pixels of the white lines around the images, of which a grey frame of one pixel around each image
+            is a part; 0: neither.
 
     Returns:
         An image of mode "L" or "RGB", `pad + columns * (W * scale + pad)` pixels wide, the height likewise.
@@ -148,7 +149,7 @@ def _page(rows: int, columns: int, height: int, width: int, pad: int, pairs: boo
 
 
 def _paste(rows: list[np.ndarray], scale: int, pad: int, pairs: bool = False) -> Image.Image:
-    """Rows of (n, H, W, C) images on a white page."""
+    """Rows of (n, H, W, C) images, each in a frame, on a white page."""
     _, height, width, channels = rows[0].shape
     height, width = height * scale, width * scale
     page_height, page_width, gaps = _page(len(rows), len(rows[0]), height, width, pad, pairs)
@@ -157,6 +158,8 @@ def _paste(rows: list[np.ndarray], scale: int, pad: int, pairs: bool = False) ->
     for row, gap in zip(rows, gaps, strict=True):
         for column, image in enumerate(row):
             left = pad + column * (width + pad)
+            if pad:
+                page[top - 1 : top + height + 1, left - 1 : left + width + 1] = FRAME
             page[top : top + height, left : left + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
         top += height + gap
     return Image.fromarray(page[..., 0] if channels == 1 else page)

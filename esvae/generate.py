@@ -16,7 +16,7 @@ from .checkpoint import read_json, whole_folder
 from .config import Config, ModelConfig, build
 from .errors import InputError
 from .models import MODELS, Model
-from .models.hub import WEIGHTS, require_same_shapes
+from .models.hub import WEIGHTS, require_weights_of
 from .runs import CONFIG, Run, atomic_write
 
 MAX_IMAGES = 100_000  # in one call: they are held in memory
@@ -86,8 +86,8 @@ def _checkpointed(run: Run, config: Config, device: str | torch.device) -> Loade
 
 
 def load_weights(model: Model, tensors: dict[str, Tensor], source: str, *, assign: bool = False) -> None:
-    """`load_state_dict` that says in one line what does not fit."""
-    require_same_shapes(tensors, model.state_dict(), source)
+    """`load_state_dict` that says in one line what does not fit or is no finite number."""
+    require_weights_of(model.state_dict(), tensors, source)
     model.load_state_dict(tensors, assign=assign)
 
 

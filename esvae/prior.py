@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_tensor
 from .errors import InputError
 from .extras import needed
 from .noise import Stream, normal
@@ -26,14 +27,18 @@ class MixturePrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, rates: Tensor, seed: int) -> None:
-        """rates (n, d), n at least 2."""
+        """rates (n, d) of floating point, n at least 2.
+
+        Raises:
+            InputError: they are something else, or not finite.
+        """
         with needed("model"):
             from sklearn.mixture import GaussianMixture
 
-        if rates.dim() != 2 or len(rates) < 2 or rates.shape[1] != self.means.shape[1]:
-            wanted = f"(n, {self.means.shape[1]}) with n at least 2"
-            raise InputError(f"rates: got the shape {tuple(rates.shape)}, accepted is {wanted}")
-        if not rates.isfinite().all():
+        check_tensor("rates", rates, ("n", self.means.shape[1]))
+        if len(rates) < 2:
+            raise InputError(f"rates: got {len(rates)} of images, accepted are those of at least 2")
+        if not rates.isfinite().all():  # on a GPU as well
             raise InputError("rates: got values that are not finite, accepted are rates in [0, 1]")
         components = min(len(self.weights), len(rates) // 2)
         mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=50, random_state=seed, init_params="k-means++")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import data, distributed
+from .arguments import integer
 from .evaluate import BATCH, SEED, Track, autocast, batch_at, device_of, untracked
 from .models import Model, require
 
@@ -57,6 +58,7 @@ def rates(
         InputError: the model has no spiking latent.
     """
     require(model, "latent_spikes", "the rates of the latent spikes")
+    seed = integer("seed", seed, 0, 2**63 - 1)
     model.eval()
     steps, length = model.steps, model.config.latent
     names = ("posterior", "prior_draws")

@@ -24,6 +24,7 @@ from torch import Tensor
 from esvae_kernels.ops.poisson.reference import uniforms
 
 from . import data
+from .arguments import integer
 from .errors import InputError
 from .evaluate import BATCH, SEED, Track, autocast, batch_at, device_of, untracked
 from .models import Model, require
@@ -81,12 +82,9 @@ def robustness(
         InputError: the model has no spiking latent, an argument is not accepted, or an error is not finite.
     """
     require(model, "latent_spikes", "robustness")
-    if not 2 <= seeds <= 1000:
-        raise InputError(f"seeds: got {seeds}, accepted are 2 to 1000 (a spread needs two)")
-    if not probabilities or not all(0 < a <= 1 for a in probabilities):
-        raise InputError(f"probabilities: got {tuple(probabilities)}, accepted are numbers in (0, 1]")
+    seeds, seed = check_arguments(probabilities, seeds, seed)
     model.eval()
-    probabilities = sorted(set(probabilities))
+    probabilities = sorted({float(a) for a in probabilities})
     device = device_of(model)
     sums: dict[tuple[str, float], list[list[float]]] = {}  # by disturbance and a: [original, vanilla, changed] per seed
     work = [(k, start) for k in range(seeds) for start in range(0, len(images), BATCH)]
@@ -126,6 +124,19 @@ def robustness(
             for name in ("flips", "noise")
         },
     }
+
+
+def check_arguments(probabilities: Sequence[float], seeds: int, seed: int) -> tuple[int, int]:
+    """Refuse what `robustness` would refuse, before a model is loaded; `seeds` and `seed` as ints.
+
+    Raises:
+        InputError: an argument is not accepted.
+    """
+    seeds = integer("seeds", seeds, 2, 1000)  # a spread needs two
+    if not probabilities or not all(0 < a <= 1 for a in probabilities):
+        got = ", ".join(f"{a:g}" for a in probabilities) or "none"
+        raise InputError(f"probabilities: got {got}, accepted are numbers above 0 and at most 1")
+    return seeds, integer("seed", seed, 0, 2**63 - 1)
 
 
 def disturbances(

@@ -382,7 +382,16 @@ class Trainer:
 
     def _record(self, values: dict[str, float], histograms: dict[str, list[int]]) -> None:
         images = self.step * self.config.train.batch_size
-        self.run.log({"step": self.step, "images": images, "seconds": round(self.seconds, 3), **values, **histograms})
+        self.run.log(
+            {
+                "step": self.step,
+                "images": images,
+                "seconds": round(self.seconds, 3),
+                "precision": self.precision,
+                **values,
+                **histograms,
+            }
+        )
         for name, value in values.items():
             self.writer.add_scalar(name, value, self.step)
 

@@ -139,7 +139,8 @@ def _pick(kind: str, asked: str | None) -> str:
             _say_that_it_is_slow(kind)
         return name
     if why := _BACKENDS[asked].why_not(kind):
-        raise RuntimeError(f"backend {asked!r} was asked for but cannot run: {why}")
+        source = "use_backend" if _choices() else "ESVAE_BACKEND"
+        raise RuntimeError(f"{source}: got {asked!r}, which cannot run: {why}")
     return asked
 
 

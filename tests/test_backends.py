@@ -251,18 +251,16 @@ def test_without_the_compiled_module(op: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(native, "module", None)
     assert available_backends() == ["reference"]
     torch.testing.assert_close(call(), expected)
-    refused = f"backend 'cpu' was asked for but cannot run: {MISSING}"
+    refused = f"use_backend: got 'cpu', which cannot run: {MISSING}"
     with use_backend("cpu"):
         one_line(call, RuntimeError, refused)
     monkeypatch.setenv("ESVAE_BACKEND", "cpu")
-    one_line(call, RuntimeError, refused)
+    one_line(call, RuntimeError, refused.replace("use_backend", "ESVAE_BACKEND"))
 
 
 def test_forced_on_the_wrong_device() -> None:
     with use_backend("cpu"):
-        one_line(
-            lambda: backends.pick(torch.device("meta")), RuntimeError, "backend 'cpu' was asked for but cannot run"
-        )
+        one_line(lambda: backends.pick(torch.device("meta")), RuntimeError, "use_backend: got 'cpu', which cannot run")
         with pytest.raises(RuntimeError, match="this one is on meta"):
             backends.pick(torch.device("meta"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -20,12 +21,13 @@ from analysis_helpers import one_line_error
 from kernel_helpers import needs_compiled
 from metric_helpers import Small
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training_helpers import TINY, contents, full_disk, image_folder
 
 import esvae_kernels
 from esvae import ESVAE, cli, data, evaluate, figures, pretrained, train
 from esvae.checkpoint import load_safetensors
-from esvae.cli import commands, main
+from esvae.cli import LESS_MEMORY, commands, main
 from esvae.config import Config
 from esvae.data.images import resize_all
 from esvae.errors import InputError
@@ -171,12 +173,15 @@ def test_resume_needs_the_folder_alone(unfinished: Path, run: Path) -> None:
 def test_out_of_memory_is_one_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With the command's own options that take less."""
+
     def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setitem(commands.RUN, "generate", fail)
-    assert main(["generate"]) == 2
-    assert capsys.readouterr().err.startswith("esvae: error: out of memory: fewer time steps T")
+    for command, options in (("generate", "--n or --steps"), ("train", "--train.batch-size, --model.steps or --model")):
+        monkeypatch.setitem(commands.RUN, command, fail)
+        assert main([command]) == 2
+        assert capsys.readouterr().err.startswith(f"esvae: error: out of memory: a smaller {options}")
     monkeypatch.setitem(commands.RUN, "generate", lambda arguments: torch.ones(2) + torch.ones(3))
     with pytest.raises(RuntimeError, match="must match the size"):  # a mistake of ours is not hidden
         main(["generate"])
@@ -193,10 +198,36 @@ def test_what_a_kernel_refuses_is_one_line(failed: Callable[..., str], monkeypat
     monkeypatch.setitem(commands.RUN, "train", kernel())
     for name, refusal in (
         ("quantum", "ESVAE_BACKEND: got 'quantum', accepted are reference"),
-        ("cuda", "backend 'cuda'"),
+        ("cuda", "ESVAE_BACKEND: got 'cuda', which cannot run: "),
     ):
         monkeypatch.setenv("ESVAE_BACKEND", name)
         assert refusal in failed("train")
+    monkeypatch.delenv("ESVAE_BACKEND")
+
+
+def test_options_that_take_less_memory_are_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert LESS_MEMORY.keys() == commands.RUN.keys() - {"demo"}
+    for command, less in LESS_MEMORY.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        found = capsys.readouterr().out
+        for option in re.findall(r"--[\w.-]*\w", less):
+            assert option in found, (command, option)
+
+
+@pytest.mark.usefixtures("environment_anew")
+@pytest.mark.parametrize("name", ["quantum", "cuda"])
+@pytest.mark.parametrize("command", ["train", "demo", "generate", "report"])
+def test_a_backend_that_cannot_run_is_told_before_any_work(
+    name: str, command: str, tmp_path: Path, failed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training had begun its run, and drawn a bar, before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ESVAE_BACKEND", name)
+    run = {"generate": ["fashion-mnist"], "report": ["table1", "fashion-mnist"]}.get(command, [])
+    out = [] if command == "generate" else ["--out", "run"]
+    assert f"ESVAE_BACKEND: got {name!r}, " in failed(command, *run, *out)
+    assert not list(tmp_path.iterdir())
     monkeypatch.delenv("ESVAE_BACKEND")
 
 
@@ -593,11 +624,15 @@ def test_too_few_training_images_cost_the_floor_alone(
 @pytest.mark.parametrize(
     ("arguments", "environment", "lines"),
     [
-        (["--inception", "no.pth"], {}, ["no.pth: no such file; accepted is pt_inception-2015-12-05-6726825d.pth"]),
         (["--own-features"], {}, ["no fad_own: 40 training and 11 test images of folder:"]),
-        ([], {"ESVAE_INCEPTION": __file__}, ["test_cli.py: ", "bytes, accepted are the 95628359 of"]),
+        ([], {"ESVAE_INCEPTION": "no.pth"}, ["ESVAE_INCEPTION: got no.pth: no such file; accepted is pt_inception-"]),
+        (
+            [],
+            {"ESVAE_INCEPTION": __file__},
+            ["ESVAE_INCEPTION: got ", "test_cli.py: ", "bytes, accepted are the 95628359 of"],
+        ),
     ],
-    ids=["no-weights", "too-few-images", "other-weights"],
+    ids=["too-few-images", "no-weights", "other-weights"],
 )
 def test_what_cannot_be_measured_is_named_and_the_rest_measured(
     run: Path,
@@ -762,6 +797,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert ["firing rate, latent neurons", f"{rate:.3f}", "0.477"] in rows
     assert ["FAD of drawn images", "", f"{by_prior['fad_paper']:.2f}"] in rows
     assert ["energy per drawn image", "", f"{energy['energy_uj']:.1f} µJ"] in rows
+    both = energy["energy_uj"] + energy["neuron_updates_uj"]
+    assert ["with updates of neurons", "", f"{both:.1f} µJ"] in rows
     seconds = {name: float(here) for name, here, _ in rows if name.startswith("seconds")}
     assert seconds.keys() == {"seconds per reconstruction", "seconds per drawn image"}
     assert all(0 < value < 1 for value in seconds.values())
@@ -798,10 +835,43 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             ["evaluate", "--real=letters", "--own-features"],
             "error: --real: got 'letters', accepted are fashion-mnist, mnist",
         ),
-        (["robustness", "RUN", "--a", "nan"], "error: --a: got (nan,), accepted are numbers in (0, 1]"),
+        (["robustness", "RUN", "--a", "nan"], "error: --a: got nan, accepted are numbers above 0"),
+        (["robustness", "nowhere", "--a", "0.1", "2"], "error: --a: got 0.1, 2, accepted are numbers above 0"),
+        (["robustness", "nowhere", "--seeds", "1"], "error: --seeds: got 1, accepted are 2 to 1000"),
+        (["robustness", "nowhere", "--n", "0"], "error: --n: got 0, accepted is at least 1"),
+        (["classify", "nowhere", "--epochs", "0"], "error: --epochs: got 0, accepted are 1 to 10000"),
+        (["classify", "nowhere", "--seeds", "1"], "error: --seeds: got 1, accepted are 2 to 10000"),
+        (["energy", "nowhere", "--n", "0"], "error: --n: got 0, accepted is at least 1"),
+        (["reconstruct", "nowhere", "--n", "0"], "error: --n: got 0, accepted is at least 1"),
+        (
+            ["evaluate", "nowhere", "--inception", "file"],
+            "error: --inception: got file: 0 bytes, accepted are the 95628",
+        ),
+        (["report", "table1", "nowhere", "--inception=x.pth"], "error: --inception: got x.pth: no such file; accepted"),
+        (["evaluate", "--real", "digits", "--inception", "file"], "error: --inception: got file: 0 bytes, accepted"),
+        (["evaluate", "--real", "letters"], "error: --real: got 'letters', accepted are fashion-mnist, mnist"),
         (["evaluate", "--real", "digits"], "no feature network is published for digits"),
-        (["evaluate", "--real", "digits", "--prior", "mixture"], "prior: got mixture, accepted is None with --real"),
-        (["evaluate", "--real", "digits", "--data", "mnist"], "data: got mnist, accepted is None with --real"),
+        (["evaluate", "--real", "digits", "--prior", "mixture"], "--prior: got mixture, accepted is none with --real"),
+        (["evaluate", "--real", "digits", "--data", "mnist"], "--data: got mnist, accepted is none with --real"),
+        (
+            ["train", "--out", "x", "--preset", "best", "--model.kind", "vae"],
+            "error: --model.kind: got 'vae', accepted is 'esvae' with preset best, which sets --model.decay; "
+            "kind 'vae' is that of --preset vae",
+        ),
+        (
+            ["train", "--out", "x", "--preset=gan", "--model.kind=fsvae"],
+            "error: --model.kind: got 'fsvae', accepted is 'gan' with preset gan, which sets --train.critic-lr; "
+            "kind 'fsvae' is that of --preset fsvae and of --preset fsvae-kl",
+        ),
+        (["train", "--out", "x", "--model.kind", "vae"], "error: --model.kind: got 'vae', accepted is 'esvae' with"),
+        (
+            ["train", "--out", "x", "--preset", "vae", "--model.decay", "0.9"],
+            "error: --model.decay: got 0.9, accepted is 0.25: kind 'vae' has no such option",
+        ),
+        (
+            ["train", "--out", "x", "--data", "digits", "--preset", "best", "--train.epochs", "3"],
+            "error: --train.time-steps: got '3@2,3@4,3@8', accepted is epochs that sum to 3",
+        ),
         (["train"], "Missing from esvae train: --out"),
         (["train", "--out", "x", "--model.latent=0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
         (
@@ -951,6 +1021,38 @@ def test_damaged_run(
     before = contents(tmp_path)
     assert line in failed(*command, unfinished)
     assert contents(tmp_path) == before
+
+
+def nan_in(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return tensors | {name: torch.full_like(tensors[name], torch.nan)}
+
+
+@pytest.mark.parametrize("command", ["generate", "reconstruct", "evaluate", "robustness", "classify", "energy"])
+def test_weights_that_are_no_numbers(command: str, run: Path, tmp_path: Path, failed: Callable[..., str]) -> None:
+    """Figures came of them: neurons of NaN are silent."""
+    shutil.copytree(run / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file(nan_in(load_file(file), "from_latent.transform.weight"), file)
+    line = failed(command, tmp_path / "model")
+    assert (
+        line
+        == f"esvae: error: {file}: 'from_latent.transform.weight' holds NaN or infinity, accepted are finite numbers"
+    )
+
+
+@pytest.mark.parametrize("command", [["generate"], ["train", "--resume", "--quiet", "--out"]])
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_a_checkpoint_of_weights_that_are_no_numbers(
+    command: list[str], part: str, unfinished: Path, failed: Callable[..., str]
+) -> None:
+    run = Run.open(unfinished)
+    parts, state = run.load()
+    shutil.rmtree(run.latest())
+    run.save(state["step"], parts | {part: nan_in(parts[part], "to_image.bias")}, state)
+    if (command, part) == (["generate"], "model"):  # it draws from the average
+        assert main([*command, str(unfinished), "--n", "1", "--out", str(unfinished / "x.png")]) == 0
+    else:
+        assert f"{part}: 'to_image.bias' holds NaN or infinity" in failed(*command, unfinished)
 
 
 def test_run_without_a_checkpoint(unfinished: Path, failed: Callable[..., str]) -> None:

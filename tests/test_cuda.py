@@ -92,7 +92,7 @@ def test_it_tells_the_truth_about_this_machine() -> None:
         return
     assert "cuda" not in available_backends()
     assert native.why_not_cuda("cuda") == "torch sees no GPU"
-    refused = "backend 'cuda' was asked for but cannot run: it takes tensors on a GPU, this one is on cpu"
+    refused = "use_backend: got 'cuda', which cannot run: it takes tensors on a GPU, this one is on cpu"
     with use_backend("cuda"):
         one_line(lambda: lif(torch.ones(3, 2), decay=0.5, threshold=1.0), RuntimeError, refused)
 

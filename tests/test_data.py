@@ -136,6 +136,7 @@ def test_load_checks_split_and_size():
     fails("split: got 'valid'", data.load, "digits", "valid")
     fails("size: got 0", data.load, "digits", "train", size=0)
     fails("size: got 1025", data.load, "digits", "train", size=1025)
+    fails("size: got 32.0, accepted are integers", data.load, "digits", "train", size=32.0)
 
 
 def test_a_data_dir_that_is_no_folder_is_an_error(tmp_path, monkeypatch):

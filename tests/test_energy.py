@@ -216,6 +216,10 @@ def test_totals_are_sums_and_the_energy_that_of_their_operations(measured: dict[
         assert part["twin_energy_uj"] == pytest.approx(4.6 * part["twin_macs"] / 1e6)
         assert part["energy_ratio"] == pytest.approx(part["energy_uj"] / part["twin_energy_uj"])
         assert part["neuron_updates_uj"] == pytest.approx(4.6 * part["neuron_updates"] / 1e6)
+        both = part["energy_uj"] + part["neuron_updates_uj"]
+        assert part["energy_ratio_with_updates"] == pytest.approx(both / part["twin_energy_uj"])
+        assert part["energy_ratio_with_updates"] > part["energy_ratio"]
+    assert measured["counted"].keys() == {"energy_uj", "energy_ratio_with_updates", "not counted"}
     first, readout = measured["encode"]["layers"][0], measured["generate"]["layers"][-1]
     saved = first["energy_uj"] - first["otherwise"]["energy_uj"]
     assert saved == pytest.approx(first["energy_uj"] * 2 / 3)  # two of the three steps
@@ -373,7 +377,9 @@ def test_json_is_all_that_stdout_has(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert name in table, table
     (total,) = (line.split() for line in table.splitlines() if line.startswith("│ generate "))
     assert f"{result['generate']['energy_uj']:.2f}" in total
-    assert f"generate: {result['generate']['energy_ratio']:.2f} of the twin's energy; " in table
+    ratios = [f"{result['generate'][key]:.2f}" for key in ("energy_ratio", "energy_ratio_with_updates")]
+    told = " ".join(table.split())
+    assert f"generate: {ratios[0]} of the twin's energy, {ratios[1]} with the updates of the neurons" in told
     assert ("even at a firing rate of" in table) == (result["break_even_rate"] < 1)
 
 

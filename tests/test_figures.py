@@ -37,11 +37,25 @@ def test_size_and_mode(channels: int, mode: str, count: int, columns: int, cells
 def test_pixels() -> None:
     images = torch.tensor([[[[-1.0, 0.0], [0.5, 1.0]]], [[[1.0, 1.0], [-1.0, -1.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
     pixels = np.asarray(image_grid(images, 2, scale=2, pad=1))
-    white = 255
-    assert pixels[0].tolist() == [white] * 11
-    assert pixels[1].tolist() == [white, 0, 0, 128, 128, white, 255, 255, 255, 255, white]
-    assert pixels[3].tolist() == pixels[4].tolist() == [white, 191, 191, 255, 255, white, 0, 0, 0, 0, white]
-    assert pixels[6].tolist() == [white] + [128] * 4 + [white] * 6  # the fourth cell is empty
+    grey, white = figures.FRAME, 255
+    assert pixels[0].tolist() == [grey] * 11
+    assert pixels[1].tolist() == [grey, 0, 0, 128, 128, grey, 255, 255, 255, 255, grey]
+    assert pixels[3].tolist() == pixels[4].tolist() == [grey, 191, 191, 255, 255, grey, 0, 0, 0, 0, grey]
+    assert pixels[6].tolist() == [grey] + [128] * 4 + [grey] + [white] * 5  # the fourth cell is empty
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0])
+def test_images_of_any_colour_have_borders_that_are_seen(value: float) -> None:
+    """White images ran into each other, and into the page."""
+    images = torch.full((4, 1, 3, 3), value)
+    for grid in (image_grid(images, 2), reconstruction_grid(images[:2], images[2:], 2)):
+        pixels = np.asarray(grid).astype(int)
+        inside = 0 if value < 0 else 255
+        places = [(y, x) for y, x in np.argwhere(pixels == figures.FRAME)]
+        assert len(places) == 4 * 4 * 7  # a frame around each image of 6x6 pixels
+        assert abs(figures.FRAME - inside) > 80
+        assert abs(figures.FRAME - 255) > 80
+        assert (pixels == inside).sum() >= 4 * 36
 
 
 def test_bytes_come_back_as_they_were() -> None:
@@ -58,7 +72,7 @@ def test_colours_stay_in_their_channels() -> None:
 def test_reconstructions_stand_below_their_originals() -> None:
     originals = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1)
     grid = np.asarray(reconstruction_grid(originals, originals + 100, 2, scale=1, pad=1))
-    rows = [[int(v) for v in row if v != 255] for row in grid]
+    rows = [[int(v) for v in row if v not in (255, figures.FRAME)] for row in grid]
     assert [row for row in rows if row] == [[0, 1], [100, 101], [2, 3], [102, 103], [4], [104]]
     tops = [y for y, row in enumerate(rows) if row]
     assert tops == [1, 3, 8, 10, 15, 17]  # pairs are closer than strangers

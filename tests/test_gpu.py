@@ -91,11 +91,11 @@ def test_the_backends_of_the_device_are_there() -> None:
 @needs_gpu
 def test_forced_on_the_wrong_device() -> None:
     with use_backend("cpu"):
-        one_line(lambda: lif(numbers(4, 3), **OPTIONS), RuntimeError, "backend 'cpu' was asked for but cannot run")
+        one_line(lambda: lif(numbers(4, 3), **OPTIONS), RuntimeError, "use_backend: got 'cpu', which cannot run")
     for name in KERNELS:
         with use_backend(name):
             call = lambda: lif(numbers(4, 3, device=torch.device("cpu")), **OPTIONS)  # noqa: E731
-            one_line(call, RuntimeError, f"backend {name!r} was asked for but cannot run")
+            one_line(call, RuntimeError, f"use_backend: got {name!r}, which cannot run")
 
 
 @pytest.mark.parametrize("backend", OURS)

@@ -11,6 +11,7 @@ import math
 import pickle
 import re
 import shlex
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -739,8 +740,8 @@ def test_mixture_with_few_rates_uses_fewer_components(synthetic: tuple) -> None:
 
 @pytest.mark.parametrize(
     "rates",
-    [torch.rand(1, 3), torch.rand(9, 4), torch.rand(9), torch.full((9, 3), torch.nan)],
-    ids=["one", "other-length", "1d", "nan"],
+    [torch.rand(1, 3), torch.rand(9, 4), torch.rand(9), torch.full((9, 3), torch.nan), np.ones((9, 3))],
+    ids=["one", "other-length", "1d", "nan", "numpy"],
 )
 def test_mixture_refuses_other_rates(rates: Tensor) -> None:
     prior = MixturePrior(2, 3)
@@ -912,6 +913,11 @@ def damage(folder: Path, how: str) -> None:
         (folder / "config.json").write_text(json.dumps(config | {"decay": 10**400}))
     elif how == "integers":
         save_file({key: value.long() for key, value in load_file(weights).items()}, weights)
+    elif how in SPOILT:
+        tensors = load_file(weights)
+        name, value = SPOILT[how]
+        tensors[name].view(-1)[-1] = value
+        save_file(tensors, weights)
     elif how == "truncated":
         weights.write_bytes(weights.read_bytes()[:-10])
     elif how == "no-weights":
@@ -923,7 +929,17 @@ def damage(folder: Path, how: str) -> None:
         weights.write_bytes(pickle.dumps({"to_image.bias": 0}))
 
 
+SPOILT = {  # the last number of a tensor
+    "nan": ("encoder.1.transform.weight", float("nan")),
+    "infinite": ("to_image.bias", -float("inf")),
+    "infinite-statistic": ("to_latent.neurons.running_mean", float("inf")),
+    "variance": ("decoder.0.neurons.running_var", -1.0),
+}
 DAMAGE = {
+    "nan": "'encoder.1.transform.weight' holds NaN or infinity, accepted are finite numbers",
+    "infinite": "'to_image.bias' holds NaN or infinity",
+    "infinite-statistic": "'to_latent.neurons.running_mean' holds NaN or infinity",
+    "variance": "'decoder.0.neurons.running_var' holds negative numbers, accepted is a variance of 0 or above",
     "no-config": "config.json",
     "unknown-option": "'colour'",
     "bad-option": "latent: got '8'",
@@ -993,6 +1009,46 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         ESVAE.from_pretrained("someone/unknown", cache_dir=tmp_path)
     assert_one_line(error, "someone/unknown: no such folder, shipped model or repository: ")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("there", [("config.json",), ("config.json", "model.safetensors")], ids=["half", "whole"])
+def test_without_a_network_what_was_downloaded_is_read(
+    there: tuple[str, ...],
+    small_model: ESVAE,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of a half of it the other half was asked for again and again."""
+    saved(small_model, tmp_path / "saved")
+    cached = tmp_path / "cache" / "models--someone--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    for name in there:
+        shutil.copy(tmp_path / "saved" / name, cached / "snapshots" / "abc")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(model_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
+    if len(there) == 2:
+        again = ESVAE.from_pretrained("someone/model", cache_dir=tmp_path / "cache")
+        assert torch.equal(again.to_image.bias, small_model.to_image.bias)
+    else:
+        with pytest.raises(InputError) as error:
+            ESVAE.from_pretrained("someone/model", cache_dir=tmp_path / "cache")
+        assert_one_line(error, "someone/model: no such folder, shipped model or repository: no network")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_card_names_a_folder_without_its_place(tmp_path: Path) -> None:
+    config = dataclasses.replace(preset("best", "digits"), data="folder:/home/someone/cats")
+    small().save_pretrained(tmp_path, model_card_kwargs={"training": config})
+    text = (tmp_path / "README.md").read_text()
+    assert "# ESVAE, trained on the image folder cats\n" in text
+    assert "[More Information Needed]" not in text
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 32, 32), (1, 32, 32), (1, 2, 1, 32, 32)])

@@ -78,6 +78,27 @@ def test_damaged_test_images(content: bytes | None, tmp_path: Path, monkeypatch:
         pretrained.test_images(NAME)
 
 
+def test_the_readme_has_what_was_measured(found: dict) -> None:
+    """Its table: the paper's prior beside the published figure, the energy without and with the neurons' updates."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")
+    }
+    by_prior = found["evaluate"]
+    assert rows["FAD_paper, generated, the paper's bottleneck prior"] == f"{by_prior['bottleneck']['fad_paper']:.1f}"
+    assert rows["FAD_paper, generated, mixture prior"] == f"{by_prior['mixture']['fad_paper']:.2f}"
+    lines = text.splitlines()
+    for name, part in (("generated", "generate"), ("encoded", "encode")):
+        spent = found["energy"][part]
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"| energy per {name} image, synapses alone"))
+        for line, energy, ratio in (
+            (lines[at], spent["energy_uj"], spent["energy_ratio"]),
+            (lines[at + 1], spent["energy_uj"] + spent["neuron_updates_uj"], spent["energy_ratio_with_updates"]),
+        ):
+            assert f" {energy:.1f} µJ, {ratio:.2f} of the ANN twin's".replace(" 0.", " .") in line
+    assert "Table I has not been reproduced" in text
+
+
 def test_it_is_better_than_the_published_one(found: dict) -> None:
     measured = found["evaluate"]["mixture"]
     assert (measured["images"], measured["generated"], measured["steps"]) == (10_000, 5120, 8)

@@ -23,9 +23,20 @@ COMMANDS = {  # in the order of the overview
     "robustness": "measure reconstructions from latent spikes that are shuffled, flipped or noisy",
     "classify": "measure how much of the image's class the encoder keeps",
     "energy": "count operations and energy per image, beside the same network without spikes",
-    "report": "the paper's tables and figures from trained runs, beside the published ones",
+    "report": "the paper's tables and figures from trained runs",
     "export": "write encoder or decoder as a NIR graph, for other simulators and neuromorphic chips",
     "info": "versions, backends, data and caches: the first thing a bug report contains",
+}
+LESS_MEMORY = {  # the options of each command that it takes memory by
+    "train": "a smaller --train.batch-size, --model.steps or --model.latent",
+    "generate": "a smaller --n or --steps",
+    "reconstruct": "a smaller --n or --steps",
+    "evaluate": "a smaller --steps",
+    "robustness": "a smaller --n or --steps",
+    "classify": "a smaller --steps",
+    "energy": "a smaller --n or --steps",
+    "report": "a smaller --images, or fewer runs,",
+    "export": "a smaller --max-matrix",
 }
 CALLED = {"name": ("data", "real"), "probabilities": ("a",)}  # arguments in Python that options call otherwise
 LISTED = "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
@@ -62,16 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TellsRankZero:
         return 2
     except (InputError, MissingExtra) as error:
-        return _fail(_as_typed(str(error), rest))
+        return _fail(_as_typed(str(error), rest, command))
     except BrokenPipeError:  # the reader, `head` say, has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         return 0
     except (MemoryError, RuntimeError, ValueError) as error:
         if _is_out_of_memory(error):
-            return _fail("out of memory: fewer time steps T, images per batch (train.batch_size) or latents take less")
+            less = LESS_MEMORY.get(command)
+            return _fail(f"out of memory{f': {less} takes less' if less else ''}")
         if not _is_refused_by_a_kernel(error):
             raise
-        return _fail(_as_typed(str(error), rest))
+        return _fail(_as_typed(str(error), rest, command))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -118,16 +130,27 @@ def _is_refused_by_a_kernel(error: Exception) -> bool:
     return module.partition(".")[0] == "esvae_kernels" and ": got " in str(error)
 
 
-def _as_typed(message: str, arguments: list[str]) -> str:
-    """A message on an option begins with the option as it was typed: `--model.latent: got 0`, not `latent: got 0`."""
+def _as_typed(message: str, arguments: list[str], command: str) -> str:
+    """A message on an option begins with the option as it was typed: `--model.latent: got 0`, not `latent: got 0`; on
+    one of `train` that was not, with the option that it can be typed as."""
     name = message.partition(": got ")[0]
-    options = (name, *CALLED.get(name, ()))
+    option = typed(name, arguments)
+    if option is None and command == "train" and name != message:
+        from ..config import option_of
+
+        option = option_of(name)
+    return message if option is None else option + message[len(name) :]
+
+
+def typed(name: str, arguments: Sequence[str]) -> str | None:
+    """The option that stands for an argument called `name` in Python, as it was typed; None where it was not."""
+    names = (name, *CALLED.get(name, ()))
     for argument in arguments:
-        typed = argument.partition("=")[0]
-        known = typed.removeprefix("--").replace("-", "_")
-        if typed.startswith("--") and (known in options or known.rpartition(".")[2] in options):
-            return typed + message[len(name) :]
-    return message
+        option = argument.partition("=")[0]
+        known = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and (known in names or known.rpartition(".")[2] in names):
+            return option
+    return None
 
 
 def _warn(message: Warning | str, *where: object, **options: object) -> None:

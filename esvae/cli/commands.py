@@ -21,8 +21,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..config import MAX_STEPS, Config, preset
+from ..config import MAX_STEPS, PRESETS, Config, option_of, preset
 from ..errors import InputError
+from . import typed
 
 if TYPE_CHECKING:
     import torch
@@ -219,8 +220,9 @@ class Energy:
     are measured, on test images that are encoded and on images that are generated. The ANN twin has the same layers,
     each run once on real values.
 
-    Also printed: updates of the neurons, which the energy leaves out; and the paper's formula, which counts spikes and
-    time steps twice and serves for a comparison with its Table III alone.
+    The energy is that of these operations. The updates of the neurons, a MAC at each time step, are printed apart, and
+    the ratio to the twin without and with them. Memory and random numbers are not counted. Also printed: the paper's
+    formula, which counts spikes and time steps twice and serves for a comparison with its Table III alone.
 
     Example: esvae energy runs/fashion
     """
@@ -247,8 +249,9 @@ class Energy:
 
 @dataclass(frozen=True)
 class Report:
-    """The paper's tables and figures from trained runs, beside the published figures: Markdown, PNG, SVG, JSON, and one
-    HTML page that needs nothing else. Runs that differ by their seed alone are one row, with mean and spread.
+    """The paper's tables and figures from trained runs, beside the published figures where there are some of the data
+    set: Markdown, PNG, SVG, JSON, and one HTML page that needs nothing else. Runs that differ by their seed alone are
+    one row, with mean and spread.
 
     What is measured on a run is kept in its folder `report`, and measured again when weights or settings change. What
     cannot be measured is named in the report, which goes on without it.
@@ -330,8 +333,14 @@ class Train:
 
     Presets: `paper` (the paper's settings), `official` (the published code's), `best` (ours); and what ESVAE is
     compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae` (without
-    spikes), `gan` (a spiking GAN). Every option below starts from the preset for the data set, and its default is shown
-    for the preset and data set on this command line.
+    spikes), `gan` (a spiking GAN).
+
+    Where `paper` departs from the paper's text: eq. 1 divides the potential by tau = 0.25, a factor of 4; here tau is
+    the decay that it is multiplied by. The last convolution has no tdBN. Batch size, the MMD's weight and kernel and
+    the readout's weights, which the text does not give, are the published code's.
+
+    Every option below starts from the preset for the data set, and its default is shown for the preset and data set
+    on this command line.
     """
 
     out: Path
@@ -386,6 +395,7 @@ def _options(command: type, arguments: list[str], **defaults: Any) -> Any:
     name = command.__name__.lower()
     if name not in SHARED and distributed.launched() > 1:
         raise InputError(f"command: got {name!r} under torchrun, accepted there are {', '.join(SHARED)}")
+    esvae_kernels.backends.environment()  # a backend that there is not is told before any work
     esvae_kernels.tune_allocator()
     return options
 
@@ -448,6 +458,7 @@ def _reconstruct(arguments: list[str]) -> None:
 
     check_out(options.out, (".png",))
     _require(options.columns >= 1, "columns", options.columns, "at least 1")
+    _require(options.n >= 1, "n", options.n, "at least 1")
     loaded = _load(options)
     require(loaded.model, "reconstruct", "reconstruct")
     name = _data_of(loaded, options)
@@ -470,8 +481,9 @@ def _evaluate(arguments: list[str]) -> None:
     _require((options.run is None) != (options.real is None), "RUN", options.run, "either RUN or --real DATA")
     if options.real is not None:
         for name in ("data", "prior", "steps", "seed", "precision", "graphs"):
-            got, default = getattr(options, name), getattr(Evaluate, name)
-            _require(got == default, name, got, f"{default!r} with --real, which runs no model")
+            got = getattr(options, name)
+            _require(got == getattr(Evaluate, name), name, got, "none with --real, which runs no model")
+    _check_inception(options.inception)
     from .. import distributed
 
     with distributed.processes(options.device) as device:
@@ -512,8 +524,11 @@ def _measure(options: Evaluate) -> dict[str, Any]:
 def _robustness(arguments: list[str]) -> None:
     options = _options(Robustness, arguments)
     from ..evaluate import load_for
-    from ..robustness import PROBABILITIES, robustness
+    from ..robustness import PROBABILITIES, check_arguments, robustness
 
+    probabilities = options.a or PROBABILITIES
+    check_arguments(probabilities, options.seeds, options.seed)
+    _require(options.n is None or options.n >= 1, "n", options.n, "at least 1")
     loaded = _load(options)
     images = load_for(loaded.model, _data_of(loaded, options), "test", options.download)
     n = len(images) if options.n is None else options.n
@@ -522,7 +537,7 @@ def _robustness(arguments: list[str]) -> None:
     result = robustness(
         loaded.model,
         images.part(0, n),
-        probabilities=options.a or PROBABILITIES,
+        probabilities=probabilities,
         seeds=options.seeds,
         seed=options.seed,
         precision=options.precision,
@@ -533,9 +548,10 @@ def _robustness(arguments: list[str]) -> None:
 
 def _classify(arguments: list[str]) -> None:
     options = _options(Classify, arguments)
-    from ..classify import classify
+    from ..classify import check_arguments, classify
     from ..evaluate import load_for
 
+    check_arguments(options.seeds, options.epochs, options.seed)
     loaded = _load(options)
     name = _data_of(loaded, options)
     train, test = (load_for(loaded.model, name, split, options.download, labels=True) for split in ("train", "test"))
@@ -559,6 +575,7 @@ def _energy(arguments: list[str]) -> None:
     from ..evaluate import load_for
     from ..generate import choose_prior
 
+    _require(options.n is None or options.n >= 1, "n", options.n, "at least 1")
     loaded = _load(options)
     model, images = loaded.model, None
     if hasattr(model, "encode"):
@@ -640,8 +657,9 @@ def energy_table(result: dict[str, Any]) -> Table:
         note = f"{part}: {total['energy_ratio']:.2f} of the twin's energy"
         if total["firing_rate"] is not None:
             note += (
-                f"; {low:.2f} to {high:.2f} µJ with first layer and readout run the other way; updates of the "
-                f"neurons, not in it, {total['neuron_updates_uj']:.2f} µJ"
+                f", {total['energy_ratio_with_updates']:.2f} with the updates of the neurons "
+                f"({total['neuron_updates_uj']:.2f} µJ, not in the table); {low:.2f} to {high:.2f} µJ with first layer "
+                "and readout run the other way"
             )
         notes.append(note)
     spiking, rate = result["generate"]["firing_rate"] is not None, result["break_even_rate"]
@@ -667,6 +685,7 @@ def _write_report(arguments: list[str]) -> None:
     _require(options.images is None or options.images >= 1, "images", options.images, "at least 1")
     _require(1 <= options.classifier_epochs <= 10_000, "classifier_epochs", options.classifier_epochs, "1 to 10000")
     _require(bool(options.runs), "RUN", "none", "folders of runs")
+    _check_inception(options.inception)
     from .. import pretrained
     from ..report import FOLDER, Settings, command_line, report
 
@@ -721,6 +740,17 @@ def _load(options: Generate | Reconstruct | Evaluate | Robustness | Classify | E
     if options.steps is not None:
         loaded.model.steps = options.steps
     return loaded
+
+
+def _check_inception(path: Path | None) -> None:
+    """A file that --inception names has to be the one; what ESVAE_INCEPTION names is measured by where it is."""
+    from ..metrics.inception import read_weights
+
+    if path is not None:
+        try:
+            read_weights(path)
+        except InputError as error:
+            raise InputError(f"inception: got {error}") from None
 
 
 def _check_steps(steps: int | None) -> None:
@@ -799,6 +829,9 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         why = str(error).partition(". ")[0]  # torch goes on with tables of all that it has
         raise InputError(f"device: got {name!r:.80}, which this machine or torch cannot use: {why:.300}") from None
+    import esvae_kernels
+
+    esvae_kernels.backends.pick(device)  # one that is forced and cannot run there is told before any work
     return device
 
 
@@ -806,7 +839,11 @@ def _device(name: str) -> torch.device:
 
 
 def _train(arguments: list[str]) -> None:
-    options = _options(Train, arguments, default=_train_defaults(arguments))
+    default = _train_defaults(arguments)
+    try:
+        options = _options(Train, arguments, default=default)
+    except InputError as error:
+        raise InputError(_kind_to_blame(str(error), arguments, default.config)) from None
     _require(options.checkpoint_minutes >= 0, "checkpoint_minutes", options.checkpoint_minutes, "0 or above")
     from .. import distributed
 
@@ -835,6 +872,16 @@ def _train_on(device: torch.device, options: Train, arguments: list[str]) -> Non
         progress=not options.quiet,
     )
     _say(f"{run.folder}: done; the model is in {run.folder / 'model'}, grids of every epoch in {run.images}")
+
+
+def _kind_to_blame(message: str, arguments: list[str], config: Config) -> str:
+    """On an option that the preset sets and the kind on the command line has not: it is the kind that was typed."""
+    name, kind = message.partition(": got ")[0], re.search(r"kind '(\w+)' (?:has no|knows no) .*$", message)
+    if kind is None or kind[1] == config.model.kind or typed(name, arguments):
+        return message
+    presets = [f"--preset {name}" for name in PRESETS if preset(name, config.data).model.kind == kind[1]]
+    accepted = f"{config.model.kind!r} with preset {config.preset}, which sets {option_of(name)}"
+    return f"kind: got {kind[1]!r}, accepted is {accepted}; kind {kind[1]!r} is that of {' and of '.join(presets)}"
 
 
 def _train_defaults(arguments: list[str]) -> Train:
@@ -963,8 +1010,10 @@ def demo_table(found: dict[str, Any], measured: dict[str, Any]) -> Table:
     table.add_row("seconds per drawn image", f"{found['generate_seconds']:.4f}")
     table.add_row("FAD of drawn images", "", f"{figures['fad_paper']:.2f}")
     table.add_row("FAD of real images", "", f"{figures['fad_paper_floor']:.2f}")
-    table.add_row("energy per drawn image", "", f"{energy['generate']['energy_uj']:.1f} µJ")
-    table.add_row("energy without spikes", "", f"{energy['generate']['twin_energy_uj']:.1f} µJ")
+    spent = energy["generate"]
+    table.add_row("energy per drawn image", "", f"{spent['energy_uj']:.1f} µJ")
+    table.add_row("with updates of neurons", "", f"{spent['energy_uj'] + spent['neuron_updates_uj']:.1f} µJ")
+    table.add_row("energy without spikes", "", f"{spent['twin_energy_uj']:.1f} µJ")
     table.caption = (
         f"Measured {measured['date']}: MSE, on the scale of -1 to 1, of {figures['images']:,} test images, rate and"
         f" energy of {energy['images']:,}, FAD of {figures['generated']:,}."

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from esvae.arguments import integer
 from esvae.errors import InputError
 from esvae.extras import needed
 
@@ -85,9 +86,7 @@ def load(
     if split not in ("train", "test"):
         raise InputError(f"split: got {split!r}, accepted are 'train' and 'test'")
     source = SOURCES[key]
-    size = source.size if size is None else size
-    if not 1 <= size <= MAX_SIZE:
-        raise InputError(f"size: got {size}, accepted are 1 to {MAX_SIZE}")
+    size = source.size if size is None else integer("size", size, 1, MAX_SIZE)
     if labels and source.labels is None:
         able = ", ".join("folder:PATH" if known == "folder" else known for known in SOURCES if SOURCES[known].labels)
         raise InputError(f"data: got {name}, which has no labels, accepted are {able}")

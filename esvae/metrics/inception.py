@@ -193,8 +193,8 @@ def inception_weights(path: Path | None = None) -> Path | None:
     return path or (Path(variable).expanduser() if variable else None)
 
 
-def load_inception(path: Path) -> InceptionV3:
-    """The network with the weights of pytorch-fid's file, on the CPU and in eval mode.
+def read_weights(path: Path) -> bytes:
+    """The content of pytorch-fid's file.
 
     Raises `InputError` where the file is missing or not that very one: by its SHA-256, before anything in it is read.
     """
@@ -207,7 +207,12 @@ def load_inception(path: Path) -> InceptionV3:
     digest = hashlib.sha256(content).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise InputError(f"{path}: SHA-256 {digest[:8]}.., accepted is {WEIGHTS_SHA256[:8]}.., {accepted}")
-    state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    return content
+
+
+def load_inception(path: Path) -> InceptionV3:
+    """The network with the weights of pytorch-fid's file, on the CPU and in eval mode. Raises as `read_weights`."""
+    state = torch.load(io.BytesIO(read_weights(path)), weights_only=True, map_location="cpu")
     with torch.device("meta"):
         network = InceptionV3()
     if isinstance(state, dict):  # counters of training, which older versions of torch did not write

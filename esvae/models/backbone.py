@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import check_tensor
 from ..layers import SpikingLayer, neuron_options
 from .base import Model
 from .pfa import PFA
@@ -70,15 +71,28 @@ class SpikingDecoder(Model):
             self._readouts[key] = self.readout_weights().to(device)
         return self._readouts[key]
 
-    def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
-        """Spikes z_q (T, n, d) of the images number `start` .. `start + n - 1` of the sequence that `seed` names."""
+    def prior_spikes(
+        self, n: int, *, seed: int | Tensor | None = None, start: int | Tensor = 0, prior: str | None = None
+    ) -> Tensor:
+        """Spikes z_q (T, n, d), what `generate` decodes; the arguments are those of `generate`."""
         raise NotImplementedError
 
-    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
-        return self.decode(self.prior_spikes(n, seed=seed, start=start, prior=prior))
+    def generate(
+        self, n: int, *, seed: int | Tensor | None = None, start: int | Tensor = 0, prior: str | None = None
+    ) -> Tensor:
+        return self._decoded(self.prior_spikes(n, seed=seed, start=start, prior=prior))
 
     def decode(self, spikes: Tensor) -> Tensor:
-        """spikes z (T, N, d) -> images (N, C, H, W) in [-1, 1]."""
+        """spikes z (T, N, d), of the weights' dtype, values in [0, 1] -> images (N, C, H, W) in [-1, 1].
+
+        Raises:
+            InputError: they are of another shape, T, dtype or device, or have values outside.
+        """
+        check_tensor("spikes", spikes, (self.steps, "N", self.config.latent), self.to_image.weight, 0, 1)
+        return self._decoded(spikes)
+
+    def _decoded(self, spikes: Tensor) -> Tensor:
+        """`decode` of spikes that the model drew itself."""
         spikes = self.from_latent(spikes)
         spikes = spikes.unflatten(2, (self.config.widths[-1], 2, 2))
         spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, spikes.shape[:2])
@@ -111,7 +125,12 @@ class Backbone(SpikingDecoder):
         self.attention = PFA(c.channels, c.steps) if c.attention == "pfa" else None
 
     def encode(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) in [-1, 1] -> the encoder's firing rates r_p (N, d) in {0, 1/T, .., 1} (eq. 5)."""
+        """images (N, C, H, W) in [-1, 1], of the weights' dtype -> the encoder's firing rates r_p (N, d) in
+        {0, 1/T, .., 1} (eq. 5).
+
+        Raises:
+            InputError: they are of another shape, dtype or device, or have values outside.
+        """
         return self.latent(images, readout="mean")
 
     def latent(self, images: Tensor, readout: str | None = None) -> Tensor:
@@ -129,17 +148,23 @@ class Backbone(SpikingDecoder):
     def latent_spikes(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
-        """images (N, C, H, W) -> spikes z_p (T, N, d) of the posterior: what the decoder is given.
+        """images (N, C, H, W) in [-1, 1] -> spikes z_p (T, N, d) of the posterior: what the decoder is given.
 
-        `sample_ids`: the images' positions in the whole batch, which noise is keyed by.
+        Args:
+            seed: as in `generate`.
+            sample_ids: int64 (N), the images' positions in the whole batch, which noise is keyed by; default: 0, 1, ..
+
+        Raises:
+            InputError: an argument is none of these.
         """
         raise NotImplementedError
 
     def reconstruct(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
-        """images (N, C, H, W) -> their reconstructions, by way of the latent spikes."""
-        return self.decode(self.latent_spikes(images, seed=seed, sample_ids=sample_ids))
+        """images (N, C, H, W) in [-1, 1] -> their reconstructions, by way of the latent spikes; arguments and errors
+        are those of `latent_spikes`."""
+        return self._decoded(self.latent_spikes(images, seed=seed, sample_ids=sample_ids))
 
 
 def _upsample(inputs: int, outputs: int, how: str, wide: bool) -> nn.Module:

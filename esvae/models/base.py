@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_tensor, integer, start_of
 from ..config import ModelConfig, TrainConfig, build
 from ..errors import InputError
 from ..extras import MissingExtra, needed
@@ -56,11 +57,13 @@ class Model(nn.Module, Hub):
 
     @property
     def steps(self) -> int:
-        """Time steps T in use; may be set, where the model can run at others than those it was made for."""
+        """Time steps T in use, an int; may be set, where the model can run at others than those it was made for: an
+        InputError where it cannot."""
         return self._steps
 
     @steps.setter
     def steps(self, steps: int) -> None:
+        steps = integer("steps", steps, 1)
         self.config.check_steps(steps)
         self._steps = steps
 
@@ -70,11 +73,14 @@ class Model(nn.Module, Hub):
         return self.priors[0]
 
     def check_images(self, images: Tensor) -> None:
-        """That they have the model's size: others would come out as something else."""
-        wanted = (self.config.channels, self.config.size, self.config.size)
-        if images.shape[1:] != wanted or images.dim() != 4:
-            accepted = "(N, {}, {}, {})".format(*wanted)
-            raise InputError(f"images: got shape {tuple(images.shape)}, accepted is {accepted}")
+        """That they have the model's shape, dtype and device, and values in [-1, 1]: others would come out as something
+        else, or not at all."""
+        wanted = ("N", self.config.channels, self.config.size, self.config.size)
+        check_tensor("images", images, wanted, next(self.parameters()), -1, 1)
+
+    def drawn_ids(self, n: int, start: int | Tensor) -> Tensor:
+        """start .. start + n - 1, on the model's device."""
+        return start_of(start) + torch.arange(integer("n", n, 0), device=next(self.parameters()).device)
 
     def chosen_prior(self, prior: str | None) -> str:
         """`prior`, or the default one; an InputError where the model has no such prior."""
@@ -82,10 +88,23 @@ class Model(nn.Module, Hub):
             raise InputError(f"prior: got {prior!r}, accepted are {', '.join(self.priors)}")
         return prior or self.default_prior
 
-    def generate(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
-        """Images number `start` .. `start + n - 1` of the sequence that `seed` names; (n, C, H, W) in [-1, 1].
+    def generate(
+        self, n: int, *, seed: int | Tensor | None = None, start: int | Tensor = 0, prior: str | None = None
+    ) -> Tensor:
+        """Images number `start` .. `start + n - 1` of the sequence that `seed` names.
 
-        `prior`: which of `priors` it draws from; default: `default_prior`.
+        Args:
+            n: 0 or more.
+            seed: of 64 bits, or an int64 tensor of one element on the model's device; by default one from torch's
+                generator.
+            start: 0 or more, or such a tensor.
+            prior: which of `priors` it draws from; default: `default_prior`.
+
+        Returns:
+            images (n, C, H, W) in [-1, 1], of the weights' dtype, or of what autocast computes in.
+
+        Raises:
+            InputError: an argument is none of these, or the prior is a mixture that is not fitted yet.
         """
         raise NotImplementedError
 
@@ -97,8 +116,3 @@ class Model(nn.Module, Hub):
     def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """All parameters in groups with a learning rate `lr` each."""
         return [{"params": list(self.parameters()), "lr": config.lr}]
-
-
-def drawn_if_none(seed: int | Tensor | None) -> int | Tensor:
-    """The seed, or where none is given one from torch's generator."""
-    return int(torch.randint(2**62, ())) if seed is None else seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ..config import Config, option
@@ -21,7 +22,7 @@ TEMPLATE = """\
 {{ card_data }}
 ---
 
-# {{ name }}{% if training %}, trained on {{ training.data }}{% endif %}
+# {{ name }}{% if training %}, trained on {{ trained_on }}{% endif %}
 
 {{ what }}, of the package `esvae`: {{ "{:,}".format(parameters) }} parameters, \
 images of {{ config.size }}x{{ config.size }} in {{ "grey" if config.channels == 1 else "colour" }}, \
@@ -75,5 +76,12 @@ def fields(model: Any, training: Config | None) -> dict[str, Any]:
         "config": model.config,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": training,
+        "trained_on": _data_name(training.data) if training else None,
         "command": command(training) if training else None,
     }
+
+
+def _data_name(data: str) -> str:
+    """A folder by its name: where it lies says nothing to a reader."""
+    kind, _, path = data.partition(":")
+    return f"the image folder {Path(path).name}" if kind == "folder" else data

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import distributed
+from ..arguments import ids_of, seed_of
 from ..config import TrainConfig
 from ..layers import at_least_fp32, mean_rate
 from ..losses import DISTANCES
@@ -60,7 +61,8 @@ class ESVAE(PoissonLatent, Backbone):
     def latent_spikes(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
-        return self.sample(self.encode(images), seed=seed, sample_ids=sample_ids)
+        rates = self.encode(images)
+        return self._sampled(rates, seed_of(seed), Stream.POSTERIOR, ids_of(sample_ids, len(rates), rates.device))
 
     def drawn_rates(self, ids: Tensor, seed: int | Tensor, prior: str) -> Tensor:
         return self.mixture(ids, seed) if prior == "mixture" else super().drawn_rates(ids, seed, prior)
@@ -74,10 +76,10 @@ class ESVAE(PoissonLatent, Backbone):
         `start`: the position of the first image in the whole batch, of which `images` may be a part. `progress` changes
         nothing here.
         """
-        rates = self.encode(images)
+        rates, seed = self.encode(images), seed_of(seed)
         ids = torch.arange(start, start + len(images), device=images.device)
         noise = normal(ids, self.config.latent, seed, Stream.PRIOR)
-        images = self.decode(self.sample(rates, seed=seed, sample_ids=ids))
+        images = self._decoded(self._sampled(rates, seed, Stream.POSTERIOR, ids))
         return Reconstruction(images, at_least_fp32(rates), at_least_fp32(self.prior_rates(noise)))
 
     def loss(self, out: Reconstruction, images: Tensor, config: TrainConfig) -> dict[str, Tensor]:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from esvae_kernels.ops.poisson.reference import uniforms
 
+from ..arguments import ids_of, seed_of
 from ..config import ModelConfig, TrainConfig
 from ..layers import SpikingLayer, at_least_fp32, neuron_options
 from ..losses import bernoulli_divergence, trace_mmd
 from ..noise import Stream, normal
 from .backbone import Backbone
-from .base import drawn_if_none
 
 FIRST_SCHEDULED = 5  # the first step, counted from 0, whose spikes scheduled sampling may replace
 CHANCES = (0.1, 0.3)  # that it does, at the beginning and at the end of the training
@@ -56,16 +56,19 @@ class FSVAE(Backbone):
     def latent_spikes(
         self, images: Tensor, *, seed: int | Tensor | None = None, sample_ids: Tensor | None = None
     ) -> Tensor:
-        ids = torch.arange(len(images), device=images.device) if sample_ids is None else sample_ids
-        spikes, chosen = self.latent(images), self._chosen(ids, drawn_if_none(seed), Stream.POSTERIOR)
+        spikes = self.latent(images)
+        ids = ids_of(sample_ids, len(images), images.device)
+        chosen = self._chosen(ids, seed_of(seed), Stream.POSTERIOR)
         if self.training:
             return self._posterior(spikes, chosen)[0]
         return self.posterior_network.unroll(chosen, spikes)[1:]
 
-    def prior_spikes(self, n: int, *, seed: int | Tensor, start: int | Tensor = 0, prior: str | None = None) -> Tensor:
+    def prior_spikes(
+        self, n: int, *, seed: int | Tensor | None = None, start: int | Tensor = 0, prior: str | None = None
+    ) -> Tensor:
         self.chosen_prior(prior)
-        ids = start + torch.arange(n, device=self.to_image.weight.device)
-        return self.prior_network.unroll(self._chosen(ids, seed, Stream.PRIOR_SPIKES))[1:]
+        ids = self.drawn_ids(n, start)
+        return self.prior_network.unroll(self._chosen(ids, seed_of(seed), Stream.PRIOR_SPIKES))[1:]
 
     def forward(
         self, images: Tensor, *, seed: int | Tensor, start: int = 0, progress: float | Tensor = 0.0
@@ -76,11 +79,11 @@ class FSVAE(Backbone):
         `start`: the position of the first image in the whole batch. `progress`: the share of the epochs that is over,
         which scheduled sampling becomes more frequent with.
         """
-        ids = torch.arange(start, start + len(images), device=images.device)
+        ids, seed = torch.arange(start, start + len(images), device=images.device), seed_of(seed)
         z, fired = self._posterior(self.latent(images), self._chosen(ids, seed, Stream.POSTERIOR))
         before = self._scheduled(z.detach(), ids, seed, progress)
         expected, _ = self.prior_network(before)
-        return Distributions(self.decode(z), probabilities(fired), probabilities(expected))
+        return Distributions(self._decoded(z), probabilities(fired), probabilities(expected))
 
     def loss(self, out: Distributions, images: Tensor, config: TrainConfig) -> dict[str, Tensor]:
         """MSE(x, x_hat) + the weighted MMD of the traces, or divergence, of pi_q and pi_p."""

@@ -77,7 +77,8 @@ class Hub(
                 f"{name}: no such folder, shipped model or repository; accepted are a folder with {WEIGHTS}"
                 f" and {CONFIG}, a run's folder, {known}, or OWNER/NAME on the hub"
             )
-        _require_hub(name, **{key: arguments[key] for key in _OF_THE_HUB if key in arguments})
+        if _to_be_read_from_cache(name, **{key: arguments[key] for key in _OF_THE_HUB if key in arguments}):
+            arguments["local_files_only"] = True
         try:
             return super().from_pretrained(name, **arguments)
         except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
@@ -102,7 +103,7 @@ class Hub(
             except EntryNotFoundError:
                 raise InputError(f"{model_id}: no {WEIGHTS}; other formats are not read") from None
         tensors = load_safetensors(path)
-        require_same_shapes(tensors, expected, str(path))
+        require_weights_of(expected, tensors, str(path))
         model = cls(**arguments)
         model.load_state_dict(tensors)
         return model.to(map_location).eval()
@@ -111,25 +112,27 @@ class Hub(
 _OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
-def _require_hub(
+def _to_be_read_from_cache(
     name: str,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> None:
-    """That the hub answers for a repository, unless its config was downloaded before, or an InputError: the hub's own
-    way tries for half a minute, and prints each time."""
-    if local_files_only or isinstance(
-        try_to_load_from_cache(name, CONFIG, cache_dir=cache_dir, revision=revision), str
-    ):
-        return
+) -> bool:
+    """Whether the hub, asked once, gives no answer and all that is needed was downloaded before; an InputError where it
+    was not. The hub's own way tries for half a minute, and prints each time."""
+    if local_files_only:
+        return True
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG, revision=revision), token=token, timeout=HUB_SECONDS)
     except EntryNotFoundError:
-        return  # said where the options are missed
+        return False  # said where the options are missed
     except Exception as error:  # without a network each release's HTTP library raises errors of its own
-        raise _not_there(name, error) from None
+        found = (try_to_load_from_cache(name, f, cache_dir=cache_dir, revision=revision) for f in (CONFIG, WEIGHTS))
+        if isinstance(error, RepositoryNotFoundError) or not all(isinstance(path, str) for path in found):
+            raise _not_there(name, error) from None
+        return True
+    return False
 
 
 def _not_there(name: str, error: Exception) -> InputError:
@@ -137,8 +140,10 @@ def _not_there(name: str, error: Exception) -> InputError:
     return InputError(f"{name}: no such folder, shipped model or repository: {why}")
 
 
-def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
-    """That a state dict from `source` fits, or an InputError that names the first tensor that does not."""
+def require_weights_of(expected: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """That a state dict from `source` has the tensors of `expected`, in their shapes, finite and with no variance
+    below 0; or an InputError that names the first tensor that does not. NaN would pass for an image without content:
+    its neurons are silent."""
     for name in sorted(tensors.keys() | expected.keys()):
         if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
             wanted = f"the shape {tuple(expected[name].shape)}" if name in expected else "no such tensor"
@@ -146,3 +151,7 @@ def require_same_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor],
         if tensors[name].is_floating_point() != expected[name].is_floating_point():
             got, wanted = tensors[name].dtype, expected[name].dtype
             raise InputError(f"{source}: not the weights of this config: {name!r:.80} is {got}, should be {wanted}")
+        if not tensors[name].isfinite().all():
+            raise InputError(f"{source}: {name!r:.80} holds NaN or infinity, accepted are finite numbers")
+        if name.endswith("running_var") and (tensors[name] < 0).any():
+            raise InputError(f"{source}: {name!r:.80} holds negative numbers, accepted is a variance of 0 or above")

@@ -1,4 +1,4 @@
-"""The paper's tables and figures from trained runs, beside the published ones: `esvae report`.
+"""The paper's tables and figures from trained runs, beside the published ones where there are some: `esvae report`.
 
 published   the published figures, as data
 measure     what is measured on a run, kept in its folder; runs that differ by their seed alone are one system
@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import InputError
 from ..evaluate import Track, untracked
 from ..runs import atomic_write, make_folder
-from . import drawings, tables
+from . import drawings, published, tables
 from .measure import ANALYSES, FOLDER, Results, Settings, Subject, System, data_name, systems
 from .page import AGAIN, KEPT, page
 from .section import Section, Table
@@ -42,31 +42,64 @@ SECTIONS: dict[str, Callable[[list[System], Results], Section]] = {
 ALL = "report"  # the name of the page of all sections; that of one is called by it
 ENVIRONMENT = ("ESVAE_DATA_DIR", "ESVAE_FAD_DIR", "ESVAE_INCEPTION")
 
-TITLE = "Spiking autoencoders: measured, beside the published figures"
-ABOUT = [
-    "A spiking neural network computes with neurons that either fire or stay silent, at each of T time steps, which "
-    "costs little energy on hardware that is made for it. ESVAE (arXiv 2310.14839) is such a network that learns to "
-    "compress images into spikes and to decode them again; and it can draw new images, by drawing spikes. FSVAE is the "
-    "one that came before it, the ANN VAE the same without spikes, and the spiking GAN another way to draw images.",
-    "This page sets what was measured here, in bold, beside what was published. Each row says how its figures came "
-    "about, since protocols differ. The arrows say which way is better.",
-    "Look at T and training before comparing: the published models were trained for 150 to 300 epochs, ESVAE's at T = "
-    "16. A short training shows what a system learns in that time, not what it can learn; and of a single run nobody "
-    "knows the spread over seeds, so that small differences between such rows may be chance.",
-    "The prior is where the spikes of a new image are drawn from. ESVAE's bottleneck is a small network that turns "
-    "noise into firing rates; a mixture (of Gaussians) is fitted, after training, to the rates that the encoder gives "
-    "training images; FSVAE's is autoregressive, each time step drawn after those before it; the VAE's is a normal "
-    "distribution. The posterior is what the encoder makes of an image.",
-]
-LEGEND = [
-    "d: neurons of the latent, the code between encoder and decoder; of the VAE without spikes, numbers. T: time "
-    "steps; 1@2,1@4,1@8 is one epoch at T = 2, then one at 4, then one at 8. Parameters are those that are trained, "
-    "with the GAN's critic, without a mixture's numbers. Weights: the first digits of their checksum.",
-    "Presets of ESVAE: paper follows the paper; official its published code, which differs from it in places; best is "
-    "this project's own variant, with other neurons, optimizer, kernels and prior, and no reproduction of the paper. "
-    "The FSVAE has the neurons of the ESVAE paper. The spiking GAN is this project's own, on ESVAE's layers, and "
-    "neither SWGAN nor SGAD.",
-]
+
+def _head(members: list[System], missing: dict[str, str]) -> Section:
+    """What stands above all sections. It speaks of the kinds, presets and priors that are there."""
+    kinds = {system.first.model.kind for system in members}
+    presets = {system.first.config.preset for system in members if system.first.config is not None}
+    mixture = any("mixture" in system.first.priors for system in members)
+    beside = any(published.known(system.data) for system in members)
+    about = [
+        "A spiking neural network computes with neurons that either fire or stay silent, at each of T time steps, "
+        "which costs little energy on hardware that is made for it. ESVAE (arXiv 2310.14839) is such a network that "
+        "learns to compress images into spikes and to decode them again; and it can draw new images, by drawing "
+        "spikes."
+        + " FSVAE is the one that came before it." * (beside or "fsvae" in kinds)
+        + " The ANN VAE is the same without spikes." * (beside or "vae" in kinds)
+        + " The spiking GAN is another way to draw images." * (beside or "gan" in kinds),
+        "This page sets what was measured here, in bold, beside what was published. " * beside
+        + "Each row says how its figures came about. The arrows say which way is better.",
+        "Look at T and training before comparing: the published models were trained for 150 to 300 epochs, ESVAE's at "
+        "T = 16. "
+        * beside
+        + "A short training shows what a system learns in that time, not what it can learn; and of a single run nobody "
+        "knows the spread over seeds, so that small differences between such rows may be chance.",
+        "The prior is where the "
+        + ("spikes" if kinds != {"vae"} else "latent")
+        + " of a new image are drawn from."
+        + " ESVAE's bottleneck is a small network that turns noise into firing rates." * ("esvae" in kinds)
+        + " A mixture (of Gaussians) is fitted, after training, to the rates that the encoder gives training images."
+        * mixture
+        + " FSVAE's is autoregressive, each time step drawn after those before it." * ("fsvae" in kinds)
+        + " The VAE's is a normal distribution." * ("vae" in kinds)
+        + " The posterior is what the encoder makes of an image." * (kinds != {"gan"}),
+    ]
+    legend = [
+        "d: neurons of the latent, the code between encoder and decoder"
+        + "; of the VAE without spikes, numbers" * ("vae" in kinds)
+        + ". T: time steps; 1@2,1@4,1@8 is one epoch at T = 2, then one at 4, then one at 8. Parameters are those that "
+        "are trained"
+        + ", with the GAN's critic" * ("gan" in kinds)
+        + ", without a mixture's numbers" * mixture
+        + ". Weights: the first digits of their checksum.",
+    ]
+    legend += [text for name, text in _PRESETS.items() if name in presets]
+    legend += [text for kind, text in _KINDS.items() if kind in kinds]
+    title = "Spiking autoencoders: measured" + ", beside the published figures" * beside
+    return Section(ALL, title, about, [_overview(members)], legend, missing)
+
+
+_PRESETS = {
+    "paper": "Preset paper follows the paper's text. Where that leaves a choice it is the published code's, and where "
+    "it is not followed, `esvae train --help` says so.",
+    "official": "Preset official follows the paper's published code, which differs from its text in places.",
+    "best": "Preset best is this project's own variant, with other neurons, optimizer, kernels and prior, and no "
+    "reproduction of the paper.",
+}
+_KINDS = {
+    "fsvae": "The FSVAE has the neurons of the ESVAE paper.",
+    "gan": "The spiking GAN is this project's own, on ESVAE's layers, and neither SWGAN nor SGAD.",
+}
 
 
 def report(
@@ -107,7 +140,7 @@ def report(
         atomic_write(out / name, content)
         written.append(out / name)
 
-    for name in SECTIONS if what == "all" else [what]:
+    for name in _present(members) if what == "all" else [what]:
         section = SECTIONS[name](members, results)
         sections.append(section)
         if section.figure is not None:
@@ -117,12 +150,17 @@ def report(
                     pictures[name] = content
         write(f"{name}.md", section.markdown() + (f"\n[All sections]({ALL}.md)\n" if what == "all" else ""))
         write(f"{name}.json", json.dumps(section.to_json(), indent=1, allow_nan=False) + "\n")
-    head, name = Section(ALL, TITLE, ABOUT, [_overview(members)], LEGEND, missing), ALL if what == "all" else what
+    head, name = _head(members, missing), ALL if what == "all" else what
     commands = "\n".join([*_trainings(members), command])
     if what == "all":
         write(f"{name}.md", _index(head, sections, commands))
     write(f"{name}.html", page(head, sections, commands, pictures))
     return written
+
+
+def _present(members: list[System]) -> list[str]:
+    """The sections that these systems have something for: that of attention modules has not without any."""
+    return [name for name in SECTIONS if name != "table5" or any(map(tables.attends, members))]
 
 
 def _index(head: Section, sections: list[Section], commands: str) -> str:

@@ -149,6 +149,14 @@ TABLE5 = [
     ),
 ]
 
+TABLES = (TABLE1, TABLE2, TABLE3, TABLE4, TABLE5)
+
+
+def known(data: str, *tables: list[Published]) -> bool:
+    """Whether there are published figures of a data set, in these tables or, without any, in one of all."""
+    return any(row.data == data for table in tables or TABLES for row in table)
+
+
 # How the published code, and FSVAE's, on which it is built, compute what has the same name here.
 FID = "clean-fid"
 INCEPTION_SCORE = "values in 0..255"

@@ -1,4 +1,4 @@
-"""The paper's tables I to V, ours beside the published rows."""
+"""The paper's tables I to V, ours beside the published rows of the same data set, where there are some."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def runs_text(system: System) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- table 1
 
+MSE, FAD, FAD_AGAIN, FID, SCORE = "MSE ↓", "FAD ↓", "FAD of reconstructions ↓", "FID ↓", "IS ↑"  # columns
 _MEASURES = [
     "MSE (mean squared error) compares test images with their reconstructions, pixel by pixel on the scale -1 to 1: "
     "0 would be a copy. It says nothing about drawn images.",
@@ -92,6 +93,7 @@ _MEASURES = [
 ]
 
 
+REAL = "real training images"
 SHARES = ("precision", "recall", "density", "coverage")
 _SHARES = (
     "Precision is the share of drawn images that look, to FAD's network (or one of ours where none is published), like "
@@ -105,7 +107,8 @@ _CHOSEN = (
     "the last epoch, but not of a choice that never saw the test set."
 )
 _MIXTURE = (
-    "The mixture prior is not the paper's: a row comparable to the paper's ESVAE is one with the bottleneck prior."
+    "The mixture prior is not the paper's: what can be compared with the paper's ESVAE is the row of the bottleneck "
+    "prior."
 )
 _OWN = "fad_own is by a network of this project's own, and must not be set beside a published FAD."
 
@@ -117,38 +120,62 @@ def table1(systems: list[System], results: Results) -> Section:
         [
             "The main comparison: an autoencoder has to give back the images that it is shown, and draw new ones that "
             "look like them.",
-            *_MEASURES,
-        ],
-        notes=[
-            "Ours are figures of the last epoch on all test images; ± is the standard deviation over training seeds, "
-            "where a system has several runs. The ESVAE paper's own are the best epoch of each measure, which is "
-            "chosen on the test images themselves; of the figures that it cites that is not known.",
-            "FAD is computed as in the published code of ESVAE (fad_paper): its feature network, each batch normalised "
-            "by its own statistics. Compare it with the published ESVAE; the protocols of the cited rows may differ. "
-            "It does not see global contrast. fad_eval does: the same distance with the network's running statistics; "
-            "nothing is published for it.",
-            _SHARES,
-            f"FID and IS name their implementation in each cell. The published FID is {published.FID}'s, which resizes "
-            f"differently, and the published IS feeds {published.INCEPTION_SCORE} where the network expects -1..1: "
-            "figures of different implementations must not be compared.",
-            "The row of real images, training images in the place of drawn ones (as many as those or all that there "
-            "are), is the best that can be expected of distances and coverage; precision and density can exceed it.",
+            _MEASURES[0],
         ],
     )
-    if any(system.first.config is not None and system.first.config.preset == "best" for system in systems):
-        section.notes.append(_CHOSEN)
-    if any("mixture" in system.first.priors for system in systems):
-        section.notes.append(_MIXTURE)
     reader = Reader(results, section)
     for data, members in by_data(systems).items():
         section.tables += _quality(reader, data, members, published.TABLE1)
+    section.notes = [*_quality_notes(section, systems), *section.notes]
+    if {FAD, FID, SCORE, "fad_own ↓"} & {column for table in section.tables for column in table.columns}:
+        section.about.append(_MEASURES[1])
     return section
 
 
+def _quality_notes(section: Section, systems: list[System]) -> list[str]:
+    """On what the section's tables have."""
+    columns = {column for table in section.tables for column in table.columns}
+    beside = any(published.known(system.data, published.TABLE1) for system in systems)
+    real = any(row[0] == REAL for table in section.tables for row in table.rows)
+    notes = [
+        "Ours are figures of the last epoch on all test images; ± is the standard deviation over training seeds, "
+        "where a system has several runs."
+        + " The ESVAE paper's own are the best epoch of each measure, which is chosen on the test images themselves; "
+        "of the figures that it cites that is not known." * beside
+    ]
+    if FAD in columns:
+        notes.append(
+            "FAD is computed as in the published code of ESVAE (fad_paper): its feature network, each batch normalised "
+            "by its own statistics. Compare it with the published ESVAE; the protocols of the cited rows may differ. "
+            "It does not see global contrast. fad_eval does: the same distance with the network's running statistics; "
+            "nothing is published for it."
+        )
+    if any(f"{share} ↑" in columns for share in SHARES):
+        notes.append(_SHARES)
+    if FID in columns or SCORE in columns:
+        notes.append(
+            "FID and IS name their implementation in each cell."
+            + f" The published FID is {published.FID}'s, which resizes differently, and the published IS feeds "
+            f"{published.INCEPTION_SCORE} where the network expects -1..1: figures of different implementations must "
+            "not be compared." * beside
+        )
+    if real:
+        notes.append(
+            "The row of real images, training images in the place of drawn ones (as many as those or all that there "
+            "are), is the best that can be expected of distances and coverage; precision and density can exceed it."
+        )
+    if any(system.first.config is not None and system.first.config.preset == "best" for system in systems):
+        notes.append(_CHOSEN)
+    if beside and any("mixture" in system.first.priors for system in systems):
+        notes.append(_MIXTURE)
+    return notes
+
+
 def _quality(reader: Reader, data: str, members: list[System], rows: list[Published]) -> list[Table]:
-    """What is measured like the published figures, and what is measured beside them."""
-    columns = ["system", "weights and protocol", "MSE ↓", "FAD ↓", "FAD of reconstructions ↓", "FID ↓", "IS ↑"]
-    main = Table(f"{data_name(data)}: beside the published figures", columns)
+    """What is measured like the published figures, and what is measured beside them; columns that have something."""
+    columns = ["system", "weights and protocol", MSE, FAD, FAD_AGAIN, FID, SCORE]
+    beside = published.known(data, rows)
+    main = Table(f"{data_name(data)}: {'beside the published figures' if beside else 'measured'}", columns)
     more = Table(
         f"{data_name(data)}: further measures of drawn images",
         [
@@ -180,7 +207,7 @@ def _quality(reader: Reader, data: str, members: list[System], rows: list[Publis
         for prior in system.first.priors:
             _add_quality(reader, system, prior, network, main, more)
     _add_real(reader, members, main, more)
-    further = more.without_empty_columns()
+    main, further = main.without_empty_columns(), more.without_empty_columns()
     return [main, further] if len(further.columns) > 1 else [main]
 
 
@@ -242,9 +269,9 @@ def _add_real(reader: Reader, members: list[System], main: Table, more: Table) -
 
         fid = floor("fid", note=result.get("fid_implementation", ""))
         score = floor("inception_score", ".3f", "standard")
-        main.add(["real training images", "yardstick", None, floor("fad_paper"), None, fid, score])
+        main.add([REAL, "yardstick", None, floor("fad_paper"), None, fid, score])
         cells = [floor("fad_eval"), None, floor("fad_own"), *(floor(f"prdc_{key}", ".3f") for key in SHARES)]
-        more.add(["real training images", *cells])
+        more.add([REAL, *cells])
         return
 
 
@@ -274,10 +301,13 @@ def table2(systems: list[System], results: Results) -> Section:
             "what an image is told by does not survive that.",
             "Even the vanilla reconstruction has a spread: every repetition draws its own spikes by the encoder's "
             "rates.",
-            "Some published errors of shuffled images are below the error of the same model's undisturbed "
-            "reconstructions in Table I (Fashion-MNIST .0169 against .019): the two tables are not of one protocol.",
         ],
     )
+    if any(published.known(system.data, published.TABLE2) for system in systems):
+        section.notes.append(
+            "Some published errors of shuffled images are below the error of the same model's undisturbed "
+            "reconstructions in Table I (Fashion-MNIST .0169 against .019): the two tables are not of one protocol."
+        )
     reader = Reader(results, section)
     for data, members in by_data(systems).items():
         table = Table(
@@ -300,7 +330,8 @@ def table2(systems: list[System], results: Results) -> Section:
                 errors = [_error(reader, system, name, against) for against in ("original", "vanilla")]
                 vanilla = _error(reader, system, "vanilla", "original")
                 table.add([system.name, f"{how}; {about}", *errors, vanilla])
-        section.tables.append(table)
+        if table.rows:
+            section.tables.append(table.without_empty_columns())
     return section
 
 
@@ -338,23 +369,27 @@ def table3(systems: list[System], results: Results) -> Section:
             "compare µJ.",
         ],
         notes=[
-            "Not counted: memory, random numbers, and the updates of the neurons, which cost something even in "
-            "silence: they stand in the last column, and are in neither energy nor ratio.",
+            "Energy and ratio are of the synapses: the ACs and MACs beside them. The updates of the neurons, a MAC at "
+            "each time step even in silence, stand in a column of their own, and the last column is the ratio with "
+            "them. The twin's activations count nothing. In no column are memory and random numbers.",
             "Spiking systems have MACs where no spikes come in: the first layer sees pixels, the last sums over time. "
             "The range is what the energy is when these two are run the other way, on spikes or at every step.",
             "The firing rate is that of all neurons of that part; figure 6 has the latent's alone.",
-            "The second table is the paper's own formula, for a comparison with its Table III alone, which is of "
-            "MNIST: 0.9 pJ x firing rate x T x (additions + multiplications), and 4.6 pJ x (additions + "
-            "multiplications) without spikes. It is not an energy: " + "; ".join(SLIPS) + ".",
         ],
     )
+    if any(published.known(system.data, published.TABLE3) for system in systems):
+        section.notes.append(
+            "The second table is the paper's own formula, for a comparison with its Table III alone: 0.9 pJ x firing "
+            "rate x T x (additions + multiplications), and 4.6 pJ x (additions + multiplications) without spikes. It "
+            "is not an energy: " + "; ".join(SLIPS) + "."
+        )
     reader = Reader(results, section)
     for data, members in by_data(systems).items():
         measured = Table(
             f"{data_name(data)}: measured operations per image",
             [
                 *("system", "part", "ACs", "MACs", "energy, µJ ↓", "range, µJ", "ANN twin, µJ", "ratio ↓"),
-                *("firing rate, all neurons", "updates, µJ"),
+                *("firing rate, all neurons", "updates, µJ", "ratio with updates ↓"),
             ],
         )
         formula = Table(
@@ -365,11 +400,14 @@ def table3(systems: list[System], results: Results) -> Section:
             formula.add([row.system, _source(row), *(_figure(row, *key) for key in FORMULA.items())], ours=False)
         for system in members:
             _add_energy(reader, system, measured, formula)
-        section.tables += [table for table in (measured, formula) if table.rows]
+        comparable = published.known(data, published.TABLE3)  # on nothing else does the formula say anything
+        section.tables += [t.without_empty_columns() for t in (measured, formula)[: 1 + comparable] if t.rows]
     return section
 
 
 def _add_energy(reader: Reader, system: System, measured: Table, formula: Table) -> None:
+    from ..energy import ratio_with_updates
+
     result = reader.get(system.first, "energy")
     if result is None:
         return
@@ -398,6 +436,7 @@ def _add_energy(reader: Reader, system: System, measured: Table, formula: Table)
         ):
             cells.append(value(lambda r, part=part, key=key: r[part][key], form))
         cells.insert(3, span(part))  # behind the energy
+        cells.append(value(lambda r, part=part: ratio_with_updates(r[part]), ".2f"))
         measured.add([system.name, f"{title}; {runs_text(system)}, {result['images']:,} images", *cells])
     cells = [value(lambda r, key=key: r["paper_formula"][key], form) for key, form in FORMULA.items()]
     counted = "encoded and drawn" if result["encode"] is not None else "drawn, since it has no encoder"
@@ -412,17 +451,20 @@ def table4(systems: list[System], results: Results) -> Section:
         "table4",
         "Table IV: what the encoder knows of the image's class",
         [
-            "The encoder was never told what is on the images. To see how much of it is in its firing rates (of the "
-            "VAE without spikes: in the means of its latent), they are frozen, and a small classifier is trained on "
-            "them: the paper's, of four fully connected layers, and a linear probe, one layer, which finds only what a "
-            "plane can separate. Accuracies are percent of the test images.",
+            "The encoder was never told what is on the images. To see how much of it is in its firing rates"
+            + " (of the VAE without spikes: in the means of its latent)"
+            * any(system.first.model.kind == "vae" for system in systems)
+            + ", they are frozen, and a small classifier is trained on them: the paper's, of four fully connected "
+            "layers, and a linear probe, one layer, which finds only what a plane can separate. Accuracies are percent "
+            "of the test images.",
             "The last column is the accuracy of always naming the commonest class.",
         ],
         notes=[
             "The paper gives neither activation nor batch size nor momentum of its classifier: ours are ReLU, 128 and "
             "none. Ours is the accuracy after the last epoch.",
-            "A longer latent (d) makes it easier: compare rows of equal d. The published d is that of the published "
-            "configs.",
+            "A longer latent (d) makes it easier: compare rows of equal d."
+            + " The published d is that of the published configs."
+            * any(published.known(system.data, published.TABLE4) for system in systems),
         ],
     )
     reader = Reader(results, section)
@@ -451,7 +493,8 @@ def table4(systems: list[System], results: Results) -> Section:
             probe = reader.over_runs(system, "classify", lambda r: r["linear_probe"]["accuracy"], ".2f")
             majority = reader.over_runs(system, "classify", lambda r: r["majority"], ".2f")
             table.add([system.name, protocol, str(result["latent"]), accuracy, probe, majority])
-        section.tables.append(table)
+        if table.rows:
+            section.tables.append(table.without_empty_columns())
     return section
 
 
@@ -470,7 +513,7 @@ def table5(systems: list[System], results: Results) -> Section:
         ],
         notes=["FAD, FID and IS are measured as in Table I, and its notes apply."],
     )
-    with_attention = [s for s in systems if _attends(s)]
+    with_attention = [s for s in systems if attends(s)]
     if not with_attention:
         section.missing["TAID and PFA"] = (
             "none of the runs has either; train one with --model.readout taid or --model.attention pfa"
@@ -481,11 +524,11 @@ def table5(systems: list[System], results: Results) -> Section:
     for data in shown:
         kinds = {system.first.model.kind for system in shown[data] or ()}
         members = [s for s in systems if s.data == data and s.first.model.kind in kinds] if kinds else []
-        tables = _quality(reader, data, members, [*without, *published.TABLE5])
-        section.tables += [table.without_empty_columns() for table in tables]
+        section.tables += _quality(reader, data, members, [*without, *published.TABLE5])
     return section
 
 
-def _attends(system: System) -> bool:
+def attends(system: System) -> bool:
+    """Whether it has one of the attention modules."""
     config = system.first.model.config
     return config.readout == "taid" or config.attention == "pfa"
