@@ -17,7 +17,7 @@ from esvae.errors import InputError
 from esvae.extras import needed
 
 with needed("model"):
-    from esvae.data import cifar10, digits, folder, idx
+    from esvae.data import celeba, cifar10, digits, folder, idx
     from esvae.data.images import ImageSet, normalize, to_uint8
     from esvae.data.loading import batch_count, batches, epoch_order, ordered_batches
 
@@ -47,7 +47,7 @@ SOURCES = {
     "fashion-mnist": Source(idx.read, size=32, flip=False, labels=idx.labels, where=idx.where),
     "mnist": Source(idx.read, size=32, flip=False, labels=idx.labels, where=idx.where),
     "cifar10": Source(cifar10.read, size=32, flip=True, labels=cifar10.labels, where=cifar10.where),
-    "celeba": Source(folder.read_celeba, size=64, flip=True, labels=None, where=folder.where_celeba),
+    "celeba": Source(celeba.read, size=64, flip=True, labels=None, where=celeba.where),
     "digits": Source(digits.read, size=32, flip=False, labels=digits.labels),
     "folder": Source(folder.read, size=32, flip=False, labels=folder.labels),
 }
