@@ -832,7 +832,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["train", "--out", "x", "--model.latent", "0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
         (
             ["train", "--out", "x", "--train.time-steps", "1@1"],
-            "error: --train.time-steps: got '1@1', accepted is epochs that sum to",
+            "error: --train.time-steps: got '1@1', accepted is a schedule that ends at T = 8",
         ),
         (["train", "--out", "x", "--checkpoint-minutes", "-1"], "error: --checkpoint-minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),

@@ -905,8 +905,8 @@ def test_a_table_of_images(tmp_path, given):
     (tmp_path / "images.csv").write_text(TABLE)
     sets = [data.load(name, split, labels=True) for split in ("train", "test")]
     assert sum(map(len, sets)) == 30
-    for images in sets:
-        assert images.labels.tolist() == [i % 11 for i in images.pixels[:, 0, 0, 0].tolist()]  # 2 before 10
+    for part in sets:
+        assert part.labels.tolist() == [i % 11 for i in part.pixels[:, 0, 0, 0].tolist()]  # 2 before 10
 
 
 def test_a_table_with_splits(tmp_path):

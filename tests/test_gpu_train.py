@@ -109,7 +109,7 @@ def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, gpu_train.__file__, "--dry-run", "--out", out, "--time-limit", "85", "--", *more]
     steps = []
     for _ in range(2):
-        done = subprocess.run([*command, "--train.time-steps", "1@1,8999@2"], capture_output=True, text=True)
+        done = subprocess.run([*command, "--train.time-steps", "1/9000@1,8999/9000@2"], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "the same command goes on" in done.stdout
         assert {path.name for path in out.iterdir()} == FILES

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ TRAIN = TrainConfig(
     schedule="one-cycle",
     clip=1.0,
     ema=0.9,
-    time_steps="1@1,1@2",
+    time_steps="1/2@1,1/2@2",
     precision="fp32",
 )
 CONFIG = Config("digits", "best", MODEL, TRAIN)
@@ -58,7 +59,9 @@ def sets() -> dict[str, data.ImageSet]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "LOG_EVERY", 2)
-    monkeypatch.setattr(train.figures, "learning_curve", lambda records, path: None)  # a third of the time of a run
+    monkeypatch.setattr(
+        train.figures, "learning_curve", lambda records, path, **about: None
+    )  # a third of the time of a run
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,8 @@ class TestUndisturbed:
             f"{kind}-epoch-{epoch:03d}.png" for kind in ("samples", "reconstructions") for epoch in (1, 2)
         }
         assert {p.name for p in undisturbed.folder.iterdir()} == {
-            *("config.json", "metrics.jsonl", "learning-curve.png", "checkpoints", "events", "images", "model", ".lock")
+            *("config.json", "metrics.jsonl", "checkpoints", "events", "images", "model", ".lock"),
+            *("samples.png", "reconstructions.png", "evaluation.json"),
         }
         assert undisturbed.steps() == [5, 10]
 
@@ -245,8 +249,16 @@ def test_other_training_images_than_it_began_with(tmp_path: Path, sets: dict[str
     interrupt(tmp_path / "run", sets, train.Trainer, "_step", 9)
     before = contents(tmp_path / "run" / "checkpoints")
     fewer = sets | {"train": sets["train"].part(0, 40)}
-    with pytest.raises(InputError, match="data: got 40 training images of digits, but the run began with 43"):
+    line = "data: got 40 training images of digits, but the run began with 43; bring those back, or begin anew"
+    with pytest.raises(InputError, match=line) as error:
         go(tmp_path / "run", fewer, resume=True)
+    assert "checkpoint" not in str(error.value)  # none would help
+    changed = sets["train"].pixels.clone()
+    changed[0, 0, 0, 0] ^= 1
+    others = sets | {"train": dataclasses.replace(sets["train"], pixels=changed)}
+    with pytest.raises(InputError, match="data: got 43 training images of digits with other pixels") as error:
+        go(tmp_path / "run", others, resume=True)
+    assert "checkpoint" not in str(error.value)
     assert contents(tmp_path / "run" / "checkpoints") == before
 
 
@@ -270,11 +282,47 @@ def test_divergence_is_one_line(
     tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
-    with pytest.raises(InputError, match=r"training diverged before step 2 \(loss nan\); try a lower --train\.lr"):
+    with pytest.raises(
+        InputError, match=r"training diverged before step 2 \(loss nan\); the same command with a lower --train\.lr"
+    ):
         go(tmp_path / "run", sets)
     run = Run.open(tmp_path / "run")
     assert run.steps() == []
     assert run.metrics() == []
+
+
+def test_a_diverged_run_is_begun_anew_by_the_same_command(
+    tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it left is kept, beside the new run."""
+    lower = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, epochs=1, time_steps="", lr=1e-5))
+    with monkeypatch.context() as patch:
+        patch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
+        for config in (CONFIG, CONFIG, lower):
+            with warnings.catch_warnings(record=True) as caught, pytest.raises(InputError, match="diverged"):
+                warnings.simplefilter("always")
+                go(tmp_path / "run", sets, config)
+    assert [str(w.message).partition(": ")[2] for w in caught] == [
+        f"the run there diverged; it is now {tmp_path}/run-diverged-2"
+    ]
+    with pytest.warns(UserWarning, match="run-diverged-3"):
+        run = go(tmp_path / "run", sets, lower)
+    assert run.config["train"]["lr"] == 1e-5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", *(f"run-diverged{n}" for n in ("", "-2", "-3"))]
+    with pytest.raises(InputError, match="holds a run already"):
+        go(run.folder, sets, lower)
+
+
+def test_a_diverged_run_may_go_on(
+    tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
+        with pytest.raises(InputError, match="diverged"):
+            go(tmp_path / "run", sets)
+    assert_same(go(tmp_path / "run", sets, resume=True), undisturbed)
+    with pytest.raises(InputError, match="holds a run already"):
+        go(tmp_path / "run", sets)
 
 
 def test_full_disk_while_saving(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
@@ -374,12 +422,13 @@ def test_damaged_checkpoint_deleted_as_the_line_says(
 
 
 def test_checkpoint_from_before_streams(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
-    """It says nothing of its noise. It is gone on from, and what comes after says by which noise."""
+    """It says nothing of its noise and its images. It is gone on from, and what comes after says them."""
     shutil.copytree(undisturbed.folder, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     shutil.rmtree(run.path(10))
     parts, state = run.load()
     assert state.pop("noise") == noise.VERSION
+    assert len(state.pop("data")) == 64
     shutil.rmtree(run.path(5))
     run.save(5, parts, state)
     assert_same(go(run.folder, sets, resume=True), undisturbed)

@@ -65,11 +65,13 @@ def load(
     (built the first time, see `esvae.data.cache`), the others into memory.
 
     Args:
-        name: "fashion-mnist", "mnist", "cifar10", "celeba", "digits", or "folder:PATH" for a folder of images.
+        name: "fashion-mnist", "mnist", "cifar10", "celeba", "digits", or "folder:PATH" for a folder of images, or for a
+            table of them (`esvae.data.folder`); "folder:PATH?background=black" for another colour than white behind
+            what is transparent.
         split: "train" or "test".
         size: side S of the images in pixels, 1 to 1024; by default 64 for CelebA, else 32.
         download: fetch a data set that is not on this machine (Fashion-MNIST, MNIST, CIFAR10).
-        labels: read the classes of the images as well; of an image folder they are the names of its subfolders.
+        labels: read the classes of the images as well; of an image folder they are its subfolders.
 
     Returns:
         the images, uint8 (N, C, S, S); `flip` is set for the training splits of CIFAR10 and CelebA.

@@ -20,7 +20,7 @@ from esvae.data import cache, files
 from esvae.errors import InputError
 
 TEST_SHARE = 10  # one image in ten
-SPLITS = {  # folders of a data set, in small letters, and what they are of it; `val` is the test set where there is none
+SPLITS = {  # folders, in small letters, and what they are of a data set; `val` is the test set where there is none
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
