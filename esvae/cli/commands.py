@@ -329,10 +329,10 @@ class Train:
     Examples: esvae train --data folder:pictures --out runs/mine; esvae train --data fashion-mnist --out runs/fashion;
     esvae train --resume --out runs/fashion
 
-    Presets: `best` (ours, the default), `paper` (the paper's settings), `official` (the published code's); and what ESVAE is
-    compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae` (without
-    spikes), `gan` (a spiking GAN). Every option below starts from the preset for the data set, and its default is shown
-    for the preset and data set on this command line.
+    Presets: `best` (ours, the default), `paper` (the paper's settings), `official` (the published code's); and what
+    ESVAE is compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae`
+    (without spikes), `gan` (a spiking GAN). Every option below starts from the preset for the data set, and its default
+    is shown for the preset and data set on this command line.
     """
 
     out: Path
