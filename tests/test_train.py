@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from training_helpers import assert_same, contents, full_disk, stop_at_call
 
-from esvae import ESVAE, checkpoint, data, noise, train
+from esvae import ESVAE, checkpoint, data, evaluate, figures, noise, train
 from esvae.config import FLIPPED, Config, ModelConfig, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.generate import load_model, load_weights
@@ -100,9 +102,28 @@ class TestUndisturbed:
         }
         assert {p.name for p in undisturbed.folder.iterdir()} == {
             *("config.json", "metrics.jsonl", "checkpoints", "events", "images", "model", ".lock"),
-            *("samples.png", "reconstructions.png", "evaluation.json"),
+            *("samples.png", "reconstructions.png", "evaluation.json", "learning-curve.png"),
         }
         assert undisturbed.steps() == [5, 10]
+
+    def test_evaluation(self, undisturbed: Run, sets: dict[str, data.ImageSet]) -> None:
+        found = json.loads((undisturbed.folder / "evaluation.json").read_text())
+        model = load_model(undisturbed.folder).model
+        train_images, test = (data.normalize(sets[split].pixels) for split in ("train", "test"))
+        assert found.pop("mse") == pytest.approx(evaluate.mean_squared_error(model, sets["test"]))
+        mean_error = (test.double() - train_images.double().mean(0)).square().mean()
+        assert found.pop("mean_image_mse") == pytest.approx(float(mean_error), rel=1e-6)
+        assert found.pop("minutes") >= 0
+        counts = {"train_images": 43, "test_images": 10, "train_steps": 10}
+        assert found == {"data": "digits", "prior": "mixture", "T": 2, **counts}
+
+    def test_pictures_have_captions(self, undisturbed: Run) -> None:
+        grid = figures.image_grid(torch.zeros(64, 1, 32, 32), columns=16)
+        for picture in (undisturbed.folder / "samples.png", undisturbed.images / "samples-epoch-001.png"):
+            with Image.open(picture) as opened:
+                below = np.asarray(opened)[grid.height :]
+            assert below.shape == (below.shape[0], grid.width)
+            assert (below < 128).any()
 
     def test_exported_model_is_the_average_with_a_fitted_mixture(self, undisturbed: Run) -> None:
         model = load_model(undisturbed.folder).model
@@ -298,13 +319,12 @@ def test_a_diverged_run_is_begun_anew_by_the_same_command(
     lower = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, epochs=1, time_steps="", lr=1e-5))
     with monkeypatch.context() as patch:
         patch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
-        for config in (CONFIG, CONFIG, lower):
-            with warnings.catch_warnings(record=True) as caught, pytest.raises(InputError, match="diverged"):
-                warnings.simplefilter("always")
-                go(tmp_path / "run", sets, config)
-    assert [str(w.message).partition(": ")[2] for w in caught] == [
-        f"the run there diverged; it is now {tmp_path}/run-diverged-2"
-    ]
+        with pytest.raises(InputError, match="diverged"):
+            go(tmp_path / "run", sets)
+        for moved in ("run-diverged", "run-diverged-2"):
+            line = f"run: the run there diverged; it is now {tmp_path}/{moved}$"
+            with pytest.warns(UserWarning, match=line), pytest.raises(InputError, match="diverged"):
+                go(tmp_path / "run", sets, lower)
     with pytest.warns(UserWarning, match="run-diverged-3"):
         run = go(tmp_path / "run", sets, lower)
     assert run.config["train"]["lr"] == 1e-5
@@ -453,6 +473,60 @@ def test_foreign_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet], undi
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(60_000, (9, 64)), (637, (67, 64)), (64, (600, 64)), (40, (600, 40)), (1, (600, 2))]
+)
+def test_small_sets_get_more_epochs(count: int, expected: tuple[int, int]) -> None:
+    config = preset("best", "digits")
+    found = train.for_images(config, count)
+    assert (found.train.epochs, found.train.batch_size) == expected
+    assert train.for_images(found, count) == found
+    paper = preset("paper", "digits")
+    assert train.for_images(paper, count) == paper
+
+
+def test_short_epochs_are_not_all_evaluated(
+    tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T changes within an epoch, which a record tells; an interruption leaves no trace here either."""
+    monkeypatch.setattr(train, "EVALUATIONS", 2)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, epochs=5, time_steps="0.3@1,0.7@2"))
+    run = go(tmp_path / "run", sets, config, checkpoint_minutes=NEVER)
+    assert [r["step"] for r in run.metrics() if "test_mse" in r] == [15, 25]
+    assert [(r["step"], r["steps"]) for r in run.metrics() if "loss" in r][3:6] == [(6, 1), (8, 1), (10, 2)]
+    assert run.steps() == [15, 25]
+    assert len(list(run.images.iterdir())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_step", stop_at_call(13, train.Trainer._step))
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "again", sets, config)
+    assert_same(go(tmp_path / "again", sets, config, resume=True), run)
+
+
+def test_a_training_says_how_long_it_takes(
+    tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And to find out changes nothing."""
+    run = go(tmp_path / "run", sets, progress=True, checkpoint_minutes=NEVER)
+    line = "43 training images: 10 steps of 8 images, 2 epochs in all, at T = 1, 2; less than a minute on this machine"
+    assert line in capsys.readouterr().err
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3, "less than a minute"),
+        (60, "about a minute"),
+        (260, "about 4 minutes"),
+        (6000, "about 2 hours"),
+        (4e5, "about 5 days"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert train.about(seconds) == words
 
 
 def test_one_cycle_warms_up_and_ends_at_nothing() -> None:
