@@ -55,8 +55,8 @@ with needed("model"):
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_EVERY = 50  # steps between two records of the training loss
-SHORT_EPOCH = 100  # steps; shorter epochs are not all evaluated
-EVALUATIONS = 30  # of a training by short epochs, about
+EVALUATIONS = 30  # of a training, about, where epochs are short: of a longer one
+SHORT_EPOCH = 20  # one in as many steps, but none within an epoch
 CURVE_IMAGES = 2048  # of the test set, for the learning curve; `evaluate` takes all
 SHOWN = 64  # samples on a picture; half as many reconstructions
 MIXTURE_IMAGES = 30_000  # of the training set, whose rates the mixture prior is fitted to
@@ -202,8 +202,8 @@ class Trainer:
         self.steps_per_epoch = data.batch_count(len(sets["train"]), config.train.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.stages = self._stages()
-        long = self.steps_per_epoch >= SHORT_EPOCH
-        self.evaluate_every = 1 if long else -(-config.train.epochs // EVALUATIONS)  # epochs
+        few, short = -(-config.train.epochs // EVALUATIONS), -(-SHORT_EPOCH // self.steps_per_epoch)
+        self.evaluate_every = min(few, short)  # epochs
         self.pixels = sets["train"].pixels  # where they were read to
         self.precision = resolve_precision(config.train.precision, device)
 
