@@ -87,7 +87,7 @@ def train(
 
     At the end there are `model` (the weights and their card), `samples.png` (of the prior that `generate` draws from),
     `reconstructions.png`, `learning-curve.png` and `evaluation.json`: `data`, `train_images`, `test_images`, `prior`,
-    `T`, `minutes`, `train_steps`, and of a model with an encoder `mse`, over all test images, and `mean_image_mse`,
+    `T`, `train_steps`, and of a model with an encoder `mse`, over all test images, and `mean_image_mse`,
     that of the training images' mean in the place of every reconstruction, on the same scale of -1 to 1.
 
     On the CPU, with as many threads, an interrupted and resumed run ends with the very weights and records of an
@@ -551,7 +551,6 @@ class Trainer:
             "prior": prior,
             "T": model.steps,
             "train_steps": self.step,
-            "minutes": self.seconds / 60,
         }
         # One process alone draws, while the others wait.
         samples = _drawn(model, prior)

@@ -836,7 +836,10 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         ),
         (["train", "--out", "x", "--checkpoint-minutes", "-1"], "error: --checkpoint-minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
-        (["train", "--out", "x", "--data", "folder:nowhere"], "nowhere is not a folder"),
+        (
+            ["train", "--out", "x", "--data", "folder:nowhere"],
+            "nowhere, accepted is a folder of images, or a table of them",
+        ),
         (["train", "--out", "file/x", "--data", "digits"], "file/x: cannot make the run's folder: Not a directory"),
         (["demo", "--train", "--epochs", "0"], "epochs: got 0, accepted is at least 1"),
         (["demo", "--epochs", "3"], "epochs: got 3, accepted is a number with --train alone"),

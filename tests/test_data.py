@@ -715,7 +715,12 @@ def test_a_folder_without_images_is_one_line(tmp_path):
 
 
 def test_no_folder_is_one_line(tmp_path):
-    fails("gone is not a folder", data.load, f"folder:{tmp_path}/gone", "train")
+    fails(
+        "data: got folder:.*gone, accepted is a folder of images, or a table",
+        data.load,
+        f"folder:{tmp_path}/gone",
+        "train",
+    )
 
 
 @pytest.mark.parametrize("in_test", [True, False])

@@ -113,7 +113,7 @@ def find(path: Path) -> Listing:
     if path.suffix.lower() == ".csv" and path.is_file():
         listing = _by_table(path)
     elif not path.is_dir():
-        raise InputError(f"folder: {path} is not a folder")
+        raise InputError(f"data: got folder:{path}, accepted is a folder of images, or a table of them (.csv)")
     elif (path / TABLE).is_file():
         listing = _by_table(path / TABLE)
     else:
