@@ -42,7 +42,7 @@ GRIDS = 40  # epochs whose grids are kept, 0.2 MB each
 LARGEST = 16 << 20
 TINY = [  # the preset `best` in seconds
     *("--model.latent", "4", "--model.steps", "2", "--model.mixture-components", "2", "--train.batch-size", "64"),
-    *("--train.epochs", "2", "--train.time-steps", "1@1,1@2"),
+    *("--train.epochs", "2", "--train.time-steps", "1/2@1,1/2@2"),
 ]
 
 

@@ -85,8 +85,8 @@ LEADS: dict[str, dict[str, Any]] = {  # options of the model and of the training
     "learning rate x 2": {"lr": 2e-2, "bottleneck_lr": 6e-2},
     "batch of 32": {"batch_size": 32, "lr": 6e-3, "bottleneck_lr": 2e-2},
     "batch of 128": {"batch_size": 128},
-    "T = 2 first (10 epochs for 5)": {"epochs": 15, "time_steps": "10@2,5@4"},
-    "T = 8 last (2 epochs for 4)": {"steps": 8, "epochs": 8, "time_steps": "6@4,2@8"},
+    "T = 2 first (10 epochs for 5)": {"epochs": 15, "time_steps": "2/3@2,1/3@4"},
+    "T = 8 last (2 epochs for 4)": {"steps": 8, "epochs": 8, "time_steps": "3/4@4,1/4@8"},
     "no penalty on firing rates": {"rate_weight": 0.0},
     "penalty on firing rates x 4": {"rate_weight": 0.02},
 }
@@ -96,7 +96,7 @@ def config_of(lead: str, seed: int, smoke: bool) -> Config:
     """The preset `best` on the small budget, with one lead's options; with `smoke` one epoch."""
     best = preset("best", DATA)
     changes = LEADS[lead]
-    budget = {"epochs": EPOCHS, "time_steps": "", "ema": 0.99, "seed": seed}
+    budget = {"epochs": EPOCHS, "min_steps": 0, "time_steps": "", "ema": 0.99, "seed": seed}
     model = dataclasses.asdict(best.model) | {"steps": STEPS}
     train = dataclasses.asdict(best.train) | budget
     for name, value in changes.items():

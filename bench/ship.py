@@ -73,7 +73,7 @@ with torch.inference_mode():
 ## Training
 
 `esvae train --preset best --data {data} --out runs/{data}`: all {train_images:,} training images, {epochs} epochs
-({schedule}: epochs at T), {seen:,} images seen in {minutes:.0f} minutes on {machine}; seed {seed}, the last epoch.
+(shares at T: {schedule}), {seen:,} images seen in {minutes:.0f} minutes on {machine}; seed {seed}, the last epoch.
 No test image was trained on; the preset was chosen by the figures, on test images, of short trainings.
 
 ## Measured

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -11,6 +14,7 @@ from .errors import InputError
 
 MAX_STEPS = 1000
 FP32_TINY, FP32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # numbers are computed with in float32
+FOLDER = "folder:"  # of a data set's name, in front of its path
 NO_SCHEDULE = "or '' for the model's T in all epochs (--train.time-steps '')"
 
 SurrogateName = Literal[
@@ -117,7 +121,10 @@ class TrainConfig:
     """The optimisation."""
 
     epochs: int = 300
-    """Passes over the training images."""
+    """Passes over the training images; more, where `min_steps` asks for them."""
+    min_steps: int = 0
+    """Least number of training steps. A small training set gets as many more epochs as that takes, and batches no
+    larger than the set. 0, which --train.epochs means as well: `epochs` alone counts."""
     batch_size: int = 256
     """Images per step; the last incomplete batch is left out. Learning rates and `kl_weight` of a preset are those of
     its own batches, whose size they follow in official and fsvae, and in vae: with another one, set them too."""
@@ -157,8 +164,9 @@ class TrainConfig:
     ema: float = 0.0
     """Decay per step of an average of the weights, which evaluation then uses; 0 keeps none."""
     time_steps: str = ""
-    """Time-step schedule as EPOCHS@T joined by commas, e.g. `20@4,2@16`, the last of them the model's T; empty: every
-    epoch at that. A preset's schedule has to be replaced where other epochs or steps are asked for."""
+    """Time-step schedule as SHARE@T joined by commas, e.g. `1/3@2,2/3@8`: shares of the training, which sum to 1; the
+    last one is at the model's T. Empty: all of it at that. A preset's schedule has to be replaced where another T is
+    asked for."""
     flip: bool = True
     """Flip training images at random, left to right, where the data set is one of those that this is usual for: CIFAR10
     and CelebA."""
@@ -178,31 +186,29 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or above")
         for name in ("beta1", "beta2", "ema", "warmup"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _require(self.min_steps >= 0, "min_steps", self.min_steps, "0 or above")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         self.stages(1)
 
-    def stages(self, steps: int) -> list[tuple[int, int]]:
-        """(epochs, T) in order; `steps` is the model's T."""
+    def stages(self, steps: int) -> list[tuple[Fraction, int]]:
+        """(share of the training, T) in order, shares that sum to 1; `steps` is the model's T."""
         if not self.time_steps:
-            return [(self.epochs, steps)]
+            return [(Fraction(1), steps)]
+        number = r"\d{1,9}"
+        parts = [
+            re.fullmatch(rf"({number}(?:/{number}|\.{number})?)@({number})", p) for p in self.time_steps.split(",")
+        ]
+        wanted = "SHARE@T joined by commas, e.g. 1/3@2,2/3@8"
         try:
-            stages = [tuple(int(n) for n in part.split("@")) for part in self.time_steps.split(",")]
-            good = all(len(s) == 2 and s[0] >= 1 and s[1] >= 1 for s in stages)
-        except ValueError:
+            stages = [(Fraction(part[1]), int(part[2])) for part in parts if part]
+            good = all(parts) and all(share > 0 and t >= 1 for share, t in stages)
+        except ZeroDivisionError:
             good = False
-        _require(good, "time_steps", self.time_steps, "EPOCHS@T joined by commas, e.g. 20@4,2@16")
-        total = sum(s[0] for s in stages)
-        wanted = f"epochs that sum to {self.epochs}, not {total}, {NO_SCHEDULE}"
-        _require(total == self.epochs, "time_steps", self.time_steps, wanted)
-        return stages  # type: ignore[return-value]
-
-    def steps_in_epoch(self, epoch: int, steps: int) -> int:
-        """T in use in `epoch`, counted from 0."""
-        for epochs, t in self.stages(steps):
-            if epoch < epochs:
-                return t
-            epoch -= epochs
-        return t
+        _require(good, "time_steps", self.time_steps, f"{wanted}, {NO_SCHEDULE}")
+        total = sum(share for share, _ in stages)
+        near = abs(total - 1) <= Fraction(1, 100)  # as .33 three times is
+        _require(near, "time_steps", self.time_steps, f"{wanted}: shares that sum to 1, not {total}, {NO_SCHEDULE}")
+        return [(share / total, t) for share, t in stages]
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,8 @@ class Config:
     """One run."""
 
     data: str = "fashion-mnist"
-    """fashion-mnist, mnist, cifar10, celeba, digits, or folder:PATH."""
+    """fashion-mnist, mnist, cifar10, celeba, digits, or folder:PATH, a folder of images: train/ and test/ (or val/)
+    below it are used where they are there, else a tenth of the images is the test set."""
     preset: str = "paper"
     """The preset that the rest started from."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -218,6 +225,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _validate(self)
+        object.__setattr__(self, "data", full_name(self.data))  # the run is also gone on with from elsewhere
         _require_own_options(self.train, self.model.kind)
         if self.train.time_steps:
             stages = self.train.stages(self.model.steps)
@@ -237,11 +245,32 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; anything unknown or of a wrong type is an InputError."""
+        """The inverse of `to_dict`, also of older versions; anything unknown or of a wrong type is an InputError."""
         if isinstance(values, dict):
+            if isinstance(values.get("train"), dict):
+                values = values | {"train": _with_shares(values["train"])}
             parts = {"model": ModelConfig, "train": TrainConfig}
             values = values | {name: build(part, values.get(name), name) for name, part in parts.items()}
         return build(cls, values, "config")
+
+
+def full_name(data: str) -> str:
+    """The name of a data set; of a folder with its path absolute, and `~` expanded."""
+    if not data.startswith(FOLDER) or data == FOLDER:
+        return data
+    return FOLDER + os.path.abspath(os.path.expanduser(data.removeprefix(FOLDER)))
+
+
+def _with_shares(train: dict[str, Any]) -> dict[str, Any]:
+    """Options of a training whose schedule may be an older one, in epochs: 3@2,3@8 of 6 is 1/2@2,1/2@8."""
+    schedule, epochs = train.get("time_steps"), train.get("epochs")
+    if not isinstance(schedule, str) or not re.fullmatch(r"\d{1,9}@\d{1,9}(,\d{1,9}@\d{1,9})*", schedule):
+        return train
+    stages = [part.split("@") for part in schedule.split(",")]
+    if sum(int(count) for count, _ in stages) != epochs:
+        return train
+    shares = [f"{Fraction(int(count), epochs)}@{t}" for count, t in stages if epochs]
+    return train | {"time_steps": ",".join(shares)}
 
 
 def option(part: str, name: str, value: Any) -> list[str]:
@@ -365,6 +394,7 @@ def _best(data: str) -> Config:
     )
     train = TrainConfig(
         epochs=9,
+        min_steps=600,
         batch_size=64,
         optimizer="muon",
         lr=1e-2,
@@ -373,7 +403,7 @@ def _best(data: str) -> Config:
         schedule="one-cycle",
         clip=1.0,
         ema=0.998,
-        time_steps="3@2,3@4,3@8",
+        time_steps="1/3@2,1/3@4,1/3@8",
     )
     return Config(data, "best", model, train)
 

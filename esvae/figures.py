@@ -17,7 +17,7 @@ from esvae.extras import needed
 from esvae.runs import atomic_write
 
 with needed("model"):
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BACKGROUND, FRAME = 255, 160  # white, and a grey that is seen beside white images and beside black ones
 MAX_PIXELS = 1 << 28  # of one grid
 SCALE, PAD = 2, 2  # of a grid: pixels per pixel of an image, and between images
+CAPTION_PAD = 4  # pixels around the text
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"  # Okabe and Ito's, told apart by colour-blind
 
 
@@ -73,6 +74,24 @@ def reconstruction_grid(
     return _paste(rows, scale, pad, pairs=True)
 
 
+def captioned(image: Image.Image, caption: str) -> Image.Image:
+    """The image with a line of text below it, broken where it would be wider than the image."""
+    font, lines = ImageFont.load_default(), [""]
+    for word in caption.split():
+        line = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(line) > image.width - 2 * CAPTION_PAD:
+            lines.append(word)
+        else:
+            lines[-1] = line
+    text = "\n".join(lines)
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    height = math.ceil(measure.multiline_textbbox((0, 0), text, font=font)[3])
+    page = Image.new(image.mode, (image.width, image.height + height + 2 * CAPTION_PAD), "white")
+    page.paste(image, (0, 0))
+    ImageDraw.Draw(page).multiline_text((CAPTION_PAD, image.height + CAPTION_PAD), text, fill="black", font=font)
+    return page
+
+
 def check_grid(count: int, columns: int, size: int, *, pairs: bool = False) -> None:
     """Refuse what `image_grid`, or of `pairs` `reconstruction_grid`, would refuse of `count` images of `size` x `size`
     pixels, with their defaults, before minutes are spent on the images.
@@ -95,14 +114,15 @@ def save_image(image: Image.Image, path: Path | str) -> None:
     atomic_write(_png(path), buffer.getvalue())
 
 
-def learning_curve(records: list[dict[str, Any]], path: Path | str) -> None:
+def learning_curve(records: list[dict[str, Any]], path: Path | str, train: str = "", test: str = "") -> None:
     """Mean squared error over the images seen (left) and over the minutes trained (right), as a PNG file.
 
     Args:
         records: of metrics.jsonl, in the order of training. Keys, each used where it is there: `images` (seen so far),
-            `seconds` (trained so far), `mse` (training), `test_mse` (of the first 2,048 test images), `steps` (the T in
-            use; a change is marked by a dashed line).
+            `seconds` (trained so far), `mse` (training, the mean since the record before), `test_mse`, `steps` (the T
+            in use; a dashed line marks where it changes: at the last record of the T before).
         path: a .png file.
+        train, test: what the two errors are of, for the legend: which weights, which images.
 
     Raises:
         InputError: no record can be drawn (`images`, `seconds`, and `mse` or `test_mse`), or `path` cannot be written.
@@ -112,7 +132,7 @@ def learning_curve(records: list[dict[str, Any]], path: Path | str) -> None:
     if not any(_is_positive(r.get(key)) for r in usable for key in ("mse", "test_mse")):
         raise InputError("records: none has images, seconds and a positive mse or test_mse; nothing to draw")
     buffer = io.BytesIO()
-    _draw_curves(usable).savefig(buffer, format="png", dpi=150)
+    _draw_curves(usable, train, test).savefig(buffer, format="png", dpi=150)
     atomic_write(target, buffer.getvalue())
 
 
@@ -184,7 +204,7 @@ def _png(path: Path | str) -> Path:
 # ------------------------------------------------------------------------------------------------------------ curves
 
 
-def _draw_curves(records: list[dict[str, Any]]) -> Figure:
+def _draw_curves(records: list[dict[str, Any]], train: str = "", test: str = "") -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, so only when a curve is drawn
     from matplotlib.figure import Figure
 
@@ -196,6 +216,8 @@ def _draw_curves(records: list[dict[str, Any]]) -> Figure:
     label_log_axis(left)
     left.set_ylabel("mean squared error per pixel (images in [-1, 1])")
     handles, labels = left.get_legend_handles_labels()
+    about = {"training MSE": train, "test MSE": test}
+    labels = [f"{label}: {about[label]}" if about[label] else label for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
@@ -219,19 +241,20 @@ def _draw_panel(axes: Axes, records: list[dict[str, Any]], place: Callable[[dict
 def _mark_changes_of_steps(axes: Axes, records: list[dict[str, Any]], place: Callable[[dict], float]) -> None:
     """A dashed line where T changes, labelled above the panel, clear of the data and of the labels before it."""
     with_steps = [r for r in records if _is_number(r.get("steps"))]
-    changes = [r for before, r in zip([{}, *with_steps], with_steps, strict=False) if r["steps"] != before.get("steps")]
+    pairs = list(zip([{}, *with_steps], with_steps, strict=False))
+    changes = [(before or r, r["steps"]) for before, r in pairs if r["steps"] != before.get("steps")]
     if not changes:
         return
     span = (max(map(place, records)) - min(map(place, records))) or 1.0
     ends: list[float] = []  # of the last label on each level
-    for number, record in enumerate(changes):
+    for number, (record, steps) in enumerate(changes):  # a record is of the steps that lead up to it
         x = place(record)
         level = next((level for level, end in enumerate(ends) if end <= x), len(ends))
         ends[level : level + 1] = [x + 0.13 * span]
         if number:
             axes.axvline(x, color=GREY, linestyle="--", linewidth=1)
         axes.annotate(
-            f"T = {record['steps']}",
+            f"T = {steps}",
             (x, 1),
             xycoords=axes.get_xaxis_transform(),
             xytext=(0, 3 + 12 * level),

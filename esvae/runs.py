@@ -6,6 +6,7 @@
     events/                      TensorBoard
     images/                      grids and curves
     .lock                        empty; locked by the process that trains
+    diverged                     there if the training ended so: why
 
 Killed at any instant, it can be opened and gone on with: config and checkpoints are replaced as a whole, and
 metrics.jsonl is cut back to the checkpoint's step.
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from esvae import checkpoint
 from esvae.errors import InputError
 
 CONFIG = "config.json"
+DIVERGED = "diverged"
 LOCK = ".lock"  # stays, empty: without it, two could each hold a lock on a file of that name
 MAX_METRICS_BYTES = 1 << 28  # 256 MiB, about a million records
 
@@ -78,7 +81,8 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, config: dict[str, Any]) -> Run:
-        """Begin a run in a folder that is new or empty.
+        """Begin a run in a folder that is new or empty. One that holds a run that diverged is moved aside, with a
+        warning that says where to: begun anew by a lower learning rate, the run has the same name.
 
         Raises:
             InputError: the folder holds a run or something else, cannot be made, or `config` is no JSON.
@@ -89,6 +93,7 @@ class Run:
         except (TypeError, ValueError) as error:
             raise InputError(f"config: cannot be written as JSON: {error}") from error
         try:
+            _move_diverged(run.folder)
             _require_unused(run.folder)
             for made in (run.folder, run.checkpoints, run.events, run.images):
                 made.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,13 @@ class Run:
             yield
         finally:
             lock.release()
+
+    def set_diverged(self, why: str | None) -> None:
+        """Note that the training diverged, or with None that it goes on."""
+        if why is None:
+            (self.folder / DIVERGED).unlink(missing_ok=True)
+        else:
+            atomic_write(self.folder / DIVERGED, why + "\n")
 
     # ----------------------------------------------------------------------------------------- metrics
 
@@ -293,6 +305,17 @@ class Run:
                 shutil.rmtree(hidden)
             except OSError as error:
                 raise InputError(f"{self.path(step)}: cannot be deleted: {error.strerror or error}") from error
+
+
+def _move_diverged(folder: Path) -> None:
+    if not (folder / CONFIG).is_file() or not (folder / DIVERGED).is_file():
+        return
+    number, aside = 1, folder.with_name(f"{folder.name}-diverged")
+    while os.path.lexists(aside):
+        number += 1
+        aside = folder.with_name(f"{folder.name}-diverged-{number}")
+    os.replace(folder, aside)
+    warnings.warn(f"{folder}: the run there diverged; it is now {aside}", stacklevel=2)
 
 
 def _require_unused(folder: Path) -> None:

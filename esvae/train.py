@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import itertools
+import json
 import math
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +34,15 @@ from .extras import needed
 from .generate import choose_prior, load_weights
 from .graph import Replay
 from .layers import keep_rates, share_statistics
+from .metrics.cache import digest
 from .models import MODELS, Model
 from .muon import Muon
 from .precision import resolve_precision
-from .prior import MixturePrior
 from .rates import rate_histograms
-from .runs import CONFIG, Run
+from .runs import CONFIG, Run, atomic_write
 
 with needed("model"):
+    from PIL import Image
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -49,8 +55,14 @@ with needed("model"):
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_EVERY = 50  # steps between two records of the training loss
+EVALUATIONS = 30  # of a training, about, where epochs are short: of a longer one
+SHORT_EPOCH = 20  # one in as many steps, but none within an epoch
 CURVE_IMAGES = 2048  # of the test set, for the learning curve; `evaluate` takes all
+SHOWN = 64  # samples on a picture; half as many reconstructions
 MIXTURE_IMAGES = 30_000  # of the training set, whose rates the mixture prior is fitted to
+
+
+SAMPLES, RECONSTRUCTIONS, EVALUATION = "samples.png", "reconstructions.png", "evaluation.json"  # that a run ends with
 
 
 def load_sets(config: Config, download: bool = False) -> dict[str, data.ImageSet]:
@@ -73,6 +85,11 @@ def train(
 ) -> Run:
     """Train, and leave everything in `folder`; with `resume`, go on from the folder's last checkpoint.
 
+    At the end there are `model` (the weights and their card), `samples.png` (of the prior that `generate` draws from),
+    `reconstructions.png`, `learning-curve.png` and `evaluation.json`: `data`, `train_images`, `test_images`, `prior`,
+    `T`, `train_steps`, and of a model with an encoder `mse`, over all test images, and `mean_image_mse`,
+    that of the training images' mean in the place of every reconstruction, on the same scale of -1 to 1.
+
     On the CPU, with as many threads, an interrupted and resumed run ends with the very weights and records of an
     undisturbed one. `sets` spares the loading where `load_sets` was called already.
 
@@ -86,6 +103,7 @@ def train(
             nothing good is overwritten.
     """
     sets = sets or distributed.in_turn(lambda: load_sets(config, download))
+    config = for_images(config, len(sets["train"]))
     distributed.first(lambda: _check_sets(config, sets))
     run = distributed.first(lambda: _open(config, folder, resume))
     with ExitStack() as lock:
@@ -96,8 +114,19 @@ def train(
             distributed.first(lambda: run.cut(trainer.step))
         else:
             distributed.first(lambda: run.cut(-1))
+        distributed.first(lambda: run.set_diverged(None))
         trainer.fit(checkpoint_minutes, progress)
     return run
+
+
+def for_images(config: Config, count: int) -> Config:
+    """The config for `count` training images: as many epochs as `min_steps` takes, and a batch that they fill."""
+    train = config.train
+    if not train.min_steps:
+        return config
+    batch = max(2, min(train.batch_size, count))
+    epochs = max(train.epochs, -(-train.min_steps // max(1, count // batch)))
+    return dataclasses.replace(config, train=dataclasses.replace(train, epochs=epochs, batch_size=batch))
 
 
 def _open(config: Config, folder: Path, resume: bool) -> Run:
@@ -172,8 +201,24 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.steps_per_epoch = data.batch_count(len(sets["train"]), config.train.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
-        self.stages = config.train.stages(config.model.steps)
+        self.stages = self._stages()
+        few, short = -(-config.train.epochs // EVALUATIONS), -(-SHORT_EPOCH // self.steps_per_epoch)
+        self.evaluate_every = min(few, short)  # epochs
+        self.pixels = sets["train"].pixels  # where they were read to
         self.precision = resolve_precision(config.train.precision, device)
+
+    def _stages(self) -> list[tuple[int, int]]:
+        """(the step that it ends before, T) of each part of the schedule."""
+        stages, share = [], Fraction(0)
+        for part, steps in self.config.train.stages(self.config.model.steps):
+            share += part
+            stages.append((round(share * self.total_steps), steps))
+        return stages
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the training images: a run goes on with those that it began with."""
+        return digest([self.pixels])
 
     def _in_parallel(self) -> nn.Module:
         """The training forward, whose gradients are those of all ranks."""
@@ -207,7 +252,7 @@ class Trainer:
             return
         self.writer.flush()  # a kill must not take events that are older than the checkpoint
         parts = {"model": self.model.state_dict()}
-        state = {"seconds": self.seconds, "images": len(self.sets["train"]), "noise": noise.VERSION}
+        state = {"seconds": self.seconds, "images": len(self.pixels), "data": self.digest, "noise": noise.VERSION}
         for name, optimizer in self.optimizers.items():
             parts[name], state[name] = optimizer_tensors(optimizer)
         if self.average:
@@ -215,8 +260,20 @@ class Trainer:
         self.run.save(self.step, parts, state)
 
     def restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
+        self._require_same_images(state)
         with self.run.offering_the_one_before(self.run.latest()):
             self._restore(parts, state)
+
+    def _require_same_images(self, state: dict) -> None:
+        """Outside of `offering_the_one_before`: no checkpoint is of other images. Older ones have no checksum."""
+        count, name = len(self.pixels), self.config.data
+        way_out = "bring those back, or begin anew with another --out"
+        if state.get("images", count) != count:
+            got = f"data: got {count} training images of {name}, but the run began with {state['images']!r:.20}"
+            raise InputError(f"{got}; {way_out}")
+        if "data" in state and state["data"] != self.digest:
+            got = f"data: got {count} training images of {name} with other pixels than those that the run began with"
+            raise InputError(f"{got}; {way_out}")
 
     def _restore(self, parts: dict[str, dict[str, Tensor]], state: dict) -> None:
         source = str(self.run.latest())
@@ -226,10 +283,6 @@ class Trainer:
         step, seconds = state.get("step"), state.get("seconds")
         if step != self.run.steps()[-1] or step > self.total_steps or not isinstance(seconds, int | float):
             raise InputError(f"{source}: step {step!r} and seconds {seconds!r} are not those of this run")
-        count = len(self.sets["train"])
-        if state.get("images", count) != count:
-            got = f"data: got {count} training images of {self.config.data}"
-            raise InputError(f"{got}, but the run began with {state['images']!r:.20}; it goes on with those, or anew")
         try:
             for name, optimizer in self.optimizers.items():
                 restore_optimizer(optimizer, parts.get(name, {}), state.get(name))
@@ -249,6 +302,8 @@ class Trainer:
             TextColumn("left"),
             TimeRemainingColumn(),
         ]
+        if progress:
+            self._announce()
         purge, tells = self.step and self.step + 1, distributed.rank() == 0
         with (
             _no_traceback_of_a_full_disk(),
@@ -262,28 +317,63 @@ class Trainer:
             self.task = self.bar.add_task(
                 "", total=self._work(self.total_steps), completed=self._work(self.step), **fields
             )
+            self.saved = clock()
             for epoch in range(self.step // self.steps_per_epoch, self.config.train.epochs):
                 self._epoch(epoch, checkpoint_minutes)
             self._finish()
 
+    def _announce(self) -> None:
+        """How many steps there will be, and about how long they take."""
+        train, left = self.config.train, self.total_steps - self.step
+        times = ", ".join(str(steps) for _, steps in self.stages)
+        line = f"{len(self.pixels):,} training images: {left:,} steps of {train.batch_size} images"
+        line += f", {train.epochs} epochs in all"
+        line += "" if self.config.model.kind == "vae" else f", at T = {times}"
+        if left and distributed.ranks() == 1:
+            line += f"; {about(self._estimate())} on this machine"
+        distributed.first(lambda: print(line, file=sys.stderr))
+
+    def _estimate(self) -> float:
+        """Seconds of the steps to come, by some of another trainer's: at the first T and at the last one."""
+        trial = type(self)(self.config, self.run, self.sets, self.device, graphs=False)
+        torch.manual_seed(self.config.train.seed)
+        batch = min(self.config.train.batch_size, len(self.pixels))
+        (images,) = data.ordered_batches(self.sets["train"].part(0, batch), batch, self.device)
+
+        def seconds(step: int) -> float:
+            trial.step = step
+            start = time.perf_counter()
+            float(trial._step(images)["loss"])  # which waits for a GPU
+            return time.perf_counter() - start
+
+        trial.model.train()
+        seconds(0)  # the first one allocates
+        (first, few), (last, many) = ((seconds(step), self._steps_at(step)) for step in (0, self.total_steps - 1))
+        slope = (last - first) / (many - few) if many != few else 0.0
+        ends = [0, *(end for end, _ in self.stages)]
+        counts = [max(0, end - max(begin, self.step)) for begin, end in itertools.pairwise(ends)]
+        return sum(
+            count * max(first + slope * (t - few), min(first, last))
+            for count, (_, t) in zip(counts, self.stages, strict=True)
+        )
+
     def _work(self, step: int) -> int:
         """Image time steps up to `step`."""
-        work = 0
-        for epochs, steps in self.stages:
-            done = min(step, epochs * self.steps_per_epoch)
-            work, step = work + done * steps, step - done
+        work = begin = 0
+        for end, steps in self.stages:
+            work, begin = work + max(0, min(step, end) - begin) * steps, end
         return work * self.config.train.batch_size
 
-    def _set_steps(self, epoch: int) -> int:
-        steps = self.config.train.steps_in_epoch(epoch, self.config.model.steps)
+    def _steps_at(self, step: int) -> int:
+        """T of the step number `step`, counted from 0."""
+        return next((steps for end, steps in self.stages if step < end), self.stages[-1][1])
+
+    def _set_steps(self, steps: int) -> None:
         for model in (self.model, self.average):
-            if model:
+            if model and model.steps != steps:
                 model.steps = steps
-        return steps
 
     def _epoch(self, epoch: int, checkpoint_minutes: float) -> None:
-        steps = self._set_steps(epoch)
-        self.bar.update(self.task, epoch=f"{epoch + 1}/{self.config.train.epochs}", steps=steps)
         self.model.train()
         first = self.step - epoch * self.steps_per_epoch
         batches = data.batches(
@@ -296,13 +386,16 @@ class Trainer:
             rank=distributed.rank(),
             ranks=distributed.ranks(),
         )
-        saved = since = clock()
-        logged = self.step
+        ends = [end for end, _ in self.stages]
+        since, logged = clock(), self.step
         sums: dict[str, Tensor] = {}
         for images in batches:
+            steps = self._steps_at(self.step)
+            self.bar.update(self.task, epoch=f"{epoch + 1}/{self.config.train.epochs}", steps=steps)
             for name, value in self._step(images).items():
                 sums[name] = sums.get(name, 0) + value
-            if self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0:
+            # Where T changes, too, so that a record is of one T.
+            if self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0 or self.step in ends:
                 now, count = clock(), self.step - logged
                 self.seconds += now - since
                 record = {name: float(distributed.mean(value)) / count for name, value in sums.items()}
@@ -313,15 +406,26 @@ class Trainer:
                 self.bar.update(self.task, completed=self._work(self.step), **shown)
                 sums, since, logged = {}, now, self.step
                 # Only here, so that the sums of a resumed run begin where those of an undisturbed one do. Not at the
-                # end of the epoch, whose evaluation is still to come: `_epoch` ends with a checkpoint of its own.
-                if self.step % self.steps_per_epoch and now - saved >= 60 * checkpoint_minutes:
-                    self.save()
-                    saved = since = clock()
-        self._end_of_epoch(epoch, steps)
+                # end of the epoch, whose evaluation may be still to come.
+                if self.step % self.steps_per_epoch and self._is_due(checkpoint_minutes):
+                    self._checkpoint()
+                    since = clock()
+        evaluated = (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.config.train.epochs
+        if evaluated:
+            self._end_of_epoch(epoch, self.model.steps)
+        if evaluated or self._is_due(checkpoint_minutes):
+            self._checkpoint()
+
+    def _is_due(self, minutes: float) -> bool:
+        return clock() - self.saved >= 60 * minutes
+
+    def _checkpoint(self) -> None:
         self.save()
+        self.saved = clock()
 
     def _step(self, images: Tensor) -> dict[str, Tensor]:
         config = self.config.train
+        self._set_steps(self._steps_at(self.step))
         scale = learning_rate_factor(config, self._work(self.step) / self._work(self.total_steps))
         seed = step_seed(config.seed, self.step)
         progress = self.step // self.steps_per_epoch / config.epochs
@@ -376,8 +480,9 @@ class Trainer:
 
     def _log(self, values: dict[str, float], histograms: dict[str, list[int]] | None = None) -> None:
         if not all(math.isfinite(v) for v in values.values()):
-            loss = values.get("loss", math.nan)
-            raise InputError(f"training diverged before step {self.step} (loss {loss}); try a lower --train.lr")
+            why = f"training diverged before step {self.step} (loss {values.get('loss', math.nan)})"
+            distributed.first(lambda: self.run.set_diverged(why))
+            raise InputError(f"{why}; the same command with a lower --train.lr begins anew")
         distributed.first(lambda: self._record(values, histograms or {}))
 
     def _record(self, values: dict[str, float], histograms: dict[str, list[int]]) -> None:
@@ -405,25 +510,32 @@ class Trainer:
                 prior, _ = choose_prior(self.best, None)
                 histograms = rate_histograms(self.best, some, prior=prior, precision=self.precision)
             self._log({"epoch": epoch, "steps": steps, "test_mse": error}, histograms)
-        distributed.first(lambda: self._pictures(f"epoch-{epoch + 1:03d}"))
+        distributed.first(lambda: self._pictures(epoch))
 
-    def _pictures(self, name: str) -> None:
+    def _pictures(self, epoch: int) -> None:
         prior, _ = choose_prior(self.best, None)
         with torch.no_grad(), autocast(self.device, self.precision):
-            samples = self.best.generate(64, seed=self.config.train.seed, prior=prior).float().cpu()
+            samples = self.best.generate(SHOWN, seed=self.config.train.seed, prior=prior).float().cpu()
+        where = f"epoch {epoch + 1}, T = {self.best.steps}"
+        note = "" if prior == self.best.default_prior else f" ({self.best.default_prior} is fitted at the end)"
         grids = {"samples": figures.image_grid(samples, columns=16)}
+        captions = {"samples": f"samples, prior {prior}{note}, {where}"}
         if hasattr(self.best, "reconstruct"):
-            originals = data.normalize(self.sets["test"].pixels[:32].to(self.device))
-            (again,) = reconstructions(self.best, [originals], self.precision)
-            grids["reconstructions"] = figures.reconstruction_grid(originals.cpu(), again.cpu(), columns=16)
-        for kind, image in grids.items():
-            figures.save_image(image, self.run.images / f"{kind}-{name}.png")
+            grids["reconstructions"] = self._reconstruction_grid(self.best, self.precision)
+            captions["reconstructions"] = f"test images, each above its reconstruction, {where}"
+        for kind, grid in grids.items():
+            image = figures.captioned(grid, captions[kind])
+            figures.save_image(image, self.run.images / f"{kind}-epoch-{epoch + 1:03d}.png")
             pixels = torch.from_numpy(np.array(image))
             self.writer.add_image(kind, pixels, self.step, dataformats="HW" if pixels.dim() == 2 else "HWC")
 
+    def _reconstruction_grid(self, model: Model, precision: str) -> Image.Image:
+        originals = data.normalize(self.sets["test"].pixels[: SHOWN // 2].to(self.device))
+        (again,) = reconstructions(model, [originals], precision, graphs=False)
+        return figures.reconstruction_grid(originals.cpu(), again.cpu(), columns=16)
+
     def _finish(self) -> None:
-        """The prior that is fitted last, the curve, and the model as others load it."""
-        self._set_steps(self.config.train.epochs - 1)
+        """The prior that is fitted last, the model as others load it, and what it can do."""
         model = self.best.eval()
         model.steps = self.config.model.steps
         mixture, rates = getattr(model, "mixture", None), []
@@ -433,17 +545,66 @@ class Trainer:
                 rates = distributed.share(
                     some, lambda pixels: model.encode(data.normalize(pixels.to(self.device))).float().cpu()
                 )
-        distributed.first(lambda: self._leave(model, mixture, rates))
+            distributed.first(lambda: mixture.fit(torch.cat(rates), self.config.train.seed))
+        distributed.first(lambda: export(model, self.run.folder / "model", self.config))
+        error = mean_squared_error(model, self.sets["test"]) if hasattr(model, "reconstruct") else None
+        distributed.first(lambda: self._leave(model, error))
 
-    def _leave(self, model: Model, mixture: MixturePrior | None, rates: list[Tensor]) -> None:
-        if mixture is not None:
-            mixture.fit(torch.cat(rates), self.config.train.seed)
-        export(model, self.run.folder / "model", self.config)
-        if hasattr(model, "reconstruct"):  # the curve is that of the error
-            figures.learning_curve(self.run.metrics(), self.run.folder / "learning-curve.png")
+    def _leave(self, model: Model, error: float | None) -> None:
+        """Pictures and figures, by the numbers that `generate`, `reconstruct` and `evaluate` compute with."""
+        folder, prior = self.run.folder, choose_prior(model, None)[0]
+        found: dict[str, Any] = {
+            "data": self.config.data,
+            "train_images": len(self.pixels),
+            "test_images": len(self.sets["test"]),
+            "prior": prior,
+            "T": model.steps,
+            "train_steps": self.step,
+        }
+        # One process alone draws, while the others wait.
+        samples = _drawn(model, prior)
+        caption = f"samples, prior {prior}, T = {model.steps}: what esvae generate draws"
+        figures.save_image(figures.captioned(figures.image_grid(samples, columns=16), caption), folder / SAMPLES)
+        if error is not None:
+            found |= {"mse": error, "mean_image_mse": _mean_image_error(self.pixels, self.sets["test"].pixels)}
+            caption = f"test images, each above its reconstruction, T = {model.steps}: MSE {error:.4f} over all"
+            grid = figures.captioned(self._reconstruction_grid(model, "fp32"), caption)
+            figures.save_image(grid, folder / RECONSTRUCTIONS)
+            shown = min(CURVE_IMAGES, len(self.sets["test"]))
+            figures.learning_curve(
+                self.run.metrics(),
+                folder / "learning-curve.png",
+                train=f"weights as they are, mean of up to {LOG_EVERY} steps",
+                test=f"{'averaged weights' if self.average else 'the same weights'}, the first {shown:,} test images",
+            )
+        atomic_write(folder / EVALUATION, json.dumps(found, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def _drawn(model: Model, prior: str) -> Tensor:
+    """The images that `generate` draws by default."""
+    with torch.no_grad():
+        return model.generate(SHOWN, seed=0, prior=prior).float().cpu()
+
+
+def _mean_image_error(train: Tensor, test: Tensor) -> float:
+    """The mean squared error of test images (N, C, H, W), uint8, on the scale of -1 to 1, if each is reconstructed as
+    the mean of the training images."""
+    train, test = train.cpu(), test.cpu()
+    total = sum(part.sum(0, dtype=torch.float64) for part in train.split(1024))
+    mean = total / len(train)
+    error = sum(float((part.double() - mean).square().sum()) for part in test.split(1024))
+    return error / test.numel() * (2 / 255) ** 2
+
+
+def about(seconds: float) -> str:
+    """A duration in words: about 4 minutes."""
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 1.5 * length:
+            return f"about {round(seconds / length)} {unit}s"
+    return "about a minute" if seconds >= 45 else "less than a minute"
 
 
 def clock() -> float:

@@ -129,11 +129,11 @@ def test_help_has_an_example_and_defaults(command: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "defaults"),
     [
-        ([], ["(default: paper)", "(default: 300)", "(default: fashion-mnist)"]),
-        (["--preset", "best"], ["(default: best)", "(default: mixture)", "(default: straight-through)"]),
+        ([], ["(default: best)", "(default: mixture)", "(default: 600)", "(default: fashion-mnist)"]),
+        (["--preset", "paper"], ["(default: paper)", "(default: 300)", "(default: bottleneck)"]),
         (["--preset=official", "--data=celeba"], ["(default: official)", "(default: celeba)", "(default: 64)"]),
     ],
-    ids=["paper", "best", "official-celeba"],
+    ids=["best", "paper", "official-celeba"],
 )
 def test_help_shows_the_defaults_of_the_preset(
     arguments: list[str], defaults: list[str], capsys: pytest.CaptureFixture[str]
@@ -902,11 +902,14 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["train", "--out", "x", "--model.latent", "0"], "error: --model.latent: got 0, accepted is 1 to 65536"),
         (
             ["train", "--out", "x", "--train.time-steps", "1@1"],
-            "error: --train.time-steps: got '1@1', accepted is epochs that sum to",
+            "error: --train.time-steps: got '1@1', accepted is a schedule that ends at T = 8",
         ),
         (["train", "--out", "x", "--checkpoint-minutes", "-1"], "error: --checkpoint-minutes: got -1.0"),
         (["train", "--out", "x", "--resume"], "x: no such folder; a run's folder"),
-        (["train", "--out", "x", "--data", "folder:nowhere"], "folder: nowhere is not a folder"),
+        (
+            ["train", "--out", "x", "--data", "folder:nowhere"],
+            "nowhere, accepted is a folder of images, or a table of them",
+        ),
         (["train", "--out", "file/x", "--data", "digits"], "file/x: cannot make the run's folder: Not a directory"),
         (["demo", "--train", "--epochs", "0"], "epochs: got 0, accepted is at least 1"),
         (["demo", "--epochs", "3"], "epochs: got 3, accepted is a number with --train alone"),
@@ -952,12 +955,52 @@ def test_folder_without_images(tmp_path: Path, failed: Callable[..., str]) -> No
     assert "empty: no images" in failed("train", "--data", f"folder:{tmp_path / 'empty'}", "--out", tmp_path / "run")
 
 
-def test_images_of_mixed_sizes(tmp_path: Path, failed: Callable[..., str]) -> None:
-    folder = image_folder(tmp_path / "mixed", train=2, test=1)
-    Image.new("RGB", (9, 8)).save(folder / "train" / "odd.png")
-    line = failed("train", "--data", f"folder:{folder}", "--out", tmp_path / "run")
-    assert "images differ" in line
-    assert "odd.png is 9x8 color" in line
+SMALL = ["--model.latent", "4", "--model.mixture-components", "2", "--train.precision", "fp32"]
+
+
+def test_a_folder_of_ones_own_by_its_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of mixed sizes, fewer than a batch; the run is looked at from elsewhere, too."""
+    folder = image_folder(tmp_path / "home/pics", train=20, test=3)
+    (folder / "test").rename(folder / "val")
+    Image.new("RGBA", (9, 7)).save(folder / "train" / "odd.png")
+    (folder / "notes.txt").write_text("no image")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    data_of_the_run = ["--data", "folder:~/pics", "--data-background", "#102030"]
+    done("train", *data_of_the_run, "--out", tmp_path / "run", "--train.min-steps", "6", *SMALL)
+    out, err = capsys.readouterr()
+    config = Config.from_dict(json.loads((tmp_path / "run/config.json").read_text()))
+    assert (config.preset, config.data) == ("best", f"folder:{folder}?background=#102030")
+    assert (config.model.channels, config.train.epochs, config.train.batch_size) == (3, 9, 21)
+    (warning,) = [line for line in err.splitlines() if "warning" in line]
+    assert "pics: val/ is taken as the test set; left out: 1 file (notes.txt) without" in warning
+    assert "21 training images: 9 steps of 21 images, 9 epochs in all, at T = 2, 4, 8; less than a minute on" in err
+    measured = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert f"mse {measured['mse']:.6f} of 3 test images; the mean training image's is" in out
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.delenv("HOME")
+    done("evaluate", tmp_path / "run", "--json")
+    assert json.loads(capsys.readouterr().out)["mse"] == pytest.approx(measured["mse"])
+    done("generate", tmp_path / "run", "--n", "64", "--columns", "16", "--out", tmp_path / "again.png")
+    with Image.open(tmp_path / "again.png") as drawn, Image.open(tmp_path / "run/samples.png") as left:
+        assert (np.asarray(left)[: drawn.height] == np.asarray(drawn)).all()
+
+
+def test_other_epochs_alone(tmp_path: Path, images: Path) -> None:
+    """Whatever the preset's schedule and least number of steps."""
+    arguments = ["--data", f"folder:{images}", "--out", tmp_path / "run", "--quiet", *SMALL, "--train.batch-size", "16"]
+    done("train", *arguments, "--train.epochs", "3")
+    run = Run.open(tmp_path / "run")
+    assert (run.config["train"]["epochs"], run.config["train"]["min_steps"]) == (3, 0)
+    assert [(r["step"], r["steps"]) for r in run.metrics() if "loss" in r] == [(2, 2), (4, 4), (6, 8)]
+
+
+def test_a_background_without_a_folder(tmp_path: Path, failed: Callable[..., str]) -> None:
+    line = failed("train", "--data", "digits", "--data-background", "black", "--out", tmp_path / "run")
+    assert "--data-background: got black, accepted is one with folder:PATH" in line
+    line = failed("train", "--data", "folder:x", "--data-background", "plaid", "--out", tmp_path / "run")
+    assert "--data-background: got 'plaid', accepted is a colour by name" in line
 
 
 def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import re
 import struct
 import tarfile
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ def only_own_places(tmp_path, monkeypatch):
     monkeypatch.delenv("ESVAE_DATA_DIR", raising=False)
     monkeypatch.delenv("ESVAE_CACHE_DIR", raising=False)
     monkeypatch.setattr(idx, "SYSTEM_FOLDERS", {"fashion-mnist": [], "mnist": []})
-    monkeypatch.setattr(places.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr(places.pooch, "os_cache", lambda project: tmp_path / ".cache" / project)
 
     def refuse(*args, **kwargs):
         raise OSError("no network in tests")
@@ -217,7 +219,7 @@ def test_the_other_data_set_under_the_same_file_name_is_refused(data_folder, mon
 def test_nothing_found_says_where_it_looked_and_the_ways_out(tmp_path, data_folder):
     message = fails(r"fashion-mnist \(train\): no train-images-idx3-ubyte", data.load, "fashion-mnist", "train")
     assert str(data_folder / "fashion-mnist") in message
-    assert str(tmp_path / "cache") in message
+    assert str(tmp_path / ".cache") in message
     assert all(way in message for way in ("ESVAE_DATA_DIR", "apt install dataset-fashion-mnist", "--download"))
     assert "apt install" not in fails(r"mnist \(train\): no", data.load, "mnist", "train")
 
@@ -501,7 +503,7 @@ def test_cifar10_download_unpacks_the_data_files_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(places.pooch, "retrieve", retrieve)
     assert len(data.load("cifar10", "train", download=True)) == 10
     assert asked == {"url": cifar10.URL, "hash": "md5:" + cifar10.MD5}
-    written = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    written = {path.name for path in (tmp_path / ".cache").rglob("*") if path.is_file()}
     assert written == set(cifar10.FILES["train"] + cifar10.FILES["test"])
     assert not list(tmp_path.rglob("*evil*"))
     monkeypatch.setattr(places.pooch, "retrieve", None)
@@ -554,7 +556,7 @@ def test_a_cut_cifar10_archive_is_one_line(tmp_path, monkeypatch):
     archive.write_bytes(archive.read_bytes()[:5000])
     monkeypatch.setattr(places.pooch, "retrieve", lambda *args, **kwargs: str(archive))
     fails("c.tar.gz: cannot be unpacked", data.load, "cifar10", "train", download=True)
-    assert not list((tmp_path / "cache").rglob("*.bin"))
+    assert not list((tmp_path / ".cache").rglob("*.bin"))
 
 
 # --- CelebA --------------------------------------------------------------------------------------------------------
@@ -631,12 +633,10 @@ def make_split_folder(root: Path, pixels: np.ndarray, mode: str | None = None, s
     return [save(root / ("train", "test")[i % 2] / f"{i}.{suffix}", image, mode) for i, image in enumerate(pixels)]
 
 
-@pytest.mark.parametrize(
-    ("mode", "channels"),
-    [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("LA", 3)],
-)
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("P", 3), ("CMYK", 3)])
 def test_folder_with_train_and_test(tmp_path, mode, channels):
-    paths = make_split_folder(tmp_path, random_images(4, 32, 32, 3), mode)
+    suffix = "tif" if mode == "CMYK" else "png"
+    paths = make_split_folder(tmp_path, random_images(4, 32, 32, 3), mode, suffix)
     loaded = data.load(f"folder:{tmp_path}", "train")
     assert loaded.pixels.shape == (2, channels, 32, 32)
     assert not loaded.flip
@@ -646,7 +646,7 @@ def test_folder_with_train_and_test(tmp_path, mode, channels):
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "jfif", "bmp", "webp", "tif", "gif", "ppm"])
 def test_folder_formats_and_resize(tmp_path, suffix):
     paths = make_split_folder(tmp_path, random_images(2, 40, 50, 3), suffix=suffix)
     with Image.open(paths[1]) as image:
@@ -693,7 +693,7 @@ def test_folder_labels_are_the_subfolders_in_order(tmp_path, split):
     name = f"folder:{tmp_path}"
     for part in ("train", "test"):
         loaded = data.load(name, part, labels=True)
-        own = folder._splits(tmp_path)[part]
+        own = folder.find(tmp_path).files[part]
         expected = [("bird", "cat", "dog").index(next(w for w in ("bird", "cat", "dog") if w in str(f))) for f in own]
         assert loaded.labels.tolist() == expected
         assert data.load(name, part).labels is None
@@ -708,53 +708,281 @@ def test_a_folder_without_subfolders_has_no_labels(tmp_path):
 
 
 def test_a_folder_without_images_is_one_line(tmp_path):
-    fails(f"{tmp_path}: no images, accepted are .bmp", data.load, f"folder:{tmp_path}", "train")
+    (tmp_path / "notes.txt").write_text("no image")
+    left_out = r"left out: 1 file \(notes.txt\) without the suffix of an image"
+    line = fails(rf"{tmp_path}: no images \({left_out}\); accepted are ", data.load, f"folder:{tmp_path}", "train")
+    assert ".png, " in line
+    assert ".eps" not in line  # a program, which Ghostscript would run
 
 
 def test_no_folder_is_one_line(tmp_path):
-    fails("gone is not a folder", data.load, f"folder:{tmp_path}/gone", "train")
+    fails(
+        "data: got folder:.*gone, accepted is a folder of images, or a table",
+        data.load,
+        f"folder:{tmp_path}/gone",
+        "train",
+    )
 
 
-def test_an_empty_split_is_one_line(tmp_path):
-    name = next(f"{i}.png" for i in range(99) if not folder._in_test(tmp_path / f"{i}.png", tmp_path))
-    save(tmp_path / name, random_images(8, 8))
-    assert len(data.load(f"folder:{tmp_path}", "train")) == 1
-    fails("none of its 1 images is in the test split", data.load, f"folder:{tmp_path}", "test")
+@pytest.mark.parametrize("in_test", [True, False])
+def test_a_small_folder_has_an_image_in_both_sets(tmp_path, in_test):
+    """Whatever their hashes say."""
+    chosen = [n for n in range(99) if (folder._hash(tmp_path / f"{n}.png", tmp_path) % 10 == 0) == in_test][:3]
+    for number in chosen:
+        save(tmp_path / f"{number}.png", np.full((8, 8), number, np.uint8))
+    found = [data.load(f"folder:{tmp_path}", split).pixels[:, 0, 0, 0].tolist() for split in ("train", "test")]
+    assert sorted(found[0] + found[1]) == chosen
+    assert [len(part) for part in found] == ([1, 2] if in_test else [2, 1])
+
+
+def test_one_image_is_no_data_set(tmp_path):
+    save(tmp_path / "0.png", random_images(8, 8))
+    split = "test" if len(folder.find(tmp_path).files["train"]) else "train"
+    fails(f"none of its 1 image is in the {split} set", data.load, f"folder:{tmp_path}", split)
+
+
+def warned(match: str, name: str, split: str = "train", **options) -> data.ImageSet:
+    """The set, whose reading gave one warning, and once only."""
+    folder._warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = data.load(name, split, **options)
+        for other in ("train", "test"):
+            data.load(name, other, **options)
+    assert len(caught) == 1
+    assert re.search(match, str(caught[0].message)), caught[0].message
+    return loaded
+
+
+@pytest.mark.parametrize(("size", "mode"), [((8, 9), "L"), ((700, 20), "L"), ((8, 8), "LA")])
+def test_images_of_several_sizes(tmp_path, size, mode):
+    save(tmp_path / "train/a.png", random_images(8, 8))
+    save(tmp_path / "test/b.png", random_images(*size), mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.load(f"folder:{tmp_path}", "test").pixels.shape == (1, 1, 32, 32)
+
+
+def test_grey_beside_colour_is_read_as_colour(tmp_path):
+    save(tmp_path / "train/a.png", random_images(8, 8))
+    save(tmp_path / "test/b.png", random_images(8, 8, 3))
+    loaded = warned(r"1 grey image \(train/a.png\) beside 1 in colour: read as colour$", f"folder:{tmp_path}", size=8)
+    assert (loaded.pixels[0] == torch.from_numpy(random_images(8, 8))).all()
+
+
+def test_a_colour_that_comes_later_changes_the_other_set(tmp_path):
+    save(tmp_path / "train/a.png", random_images(8, 8))
+    save(tmp_path / "test/b.png", random_images(8, 8))
+    assert data.load(f"folder:{tmp_path}", "train").pixels.shape[1] == 1
+    save(tmp_path / "test/c.png", random_images(8, 8, 3))
+    assert warned("2 grey images", f"folder:{tmp_path}").pixels.shape[1] == 3
 
 
 @pytest.mark.parametrize(
-    ("second", "mode", "match"),
-    [
-        ((8, 9), "L", "a.png is 8x8 grey, .*b.png is 9x8 grey"),
-        ((8, 8), "RGB", "a.png is 8x8 grey, .*b.png is 8x8 color"),
-    ],
-    ids=["sizes", "modes"],
+    ("background", "expected"),
+    [("", (255, 255, 255)), ("?background=black", (0, 0, 0)), ("?background=#ff8000", (255, 128, 0))],
 )
-def test_mixed_images_are_one_line_before_any_is_decoded(tmp_path, monkeypatch, second, mode, match):
-    save(tmp_path / "train/a.png", random_images(8, 8))
-    save(tmp_path / "test/b.png", random_images(*second), mode)
-    monkeypatch.setattr(folder, "_decode", None)
-    fails(match, data.load, f"folder:{tmp_path}", "train")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_shows_the_background(tmp_path, mode, background, expected):
+    """Not the colours that are hidden under it."""
+    picture = Image.new("RGBA", (8, 8), (200, 10, 10, 0))
+    for name in ("train/a.png", "test/b.png"):
+        (tmp_path / name).parent.mkdir()
+        picture.convert(mode).save(tmp_path / name, **({"transparency": 0} if mode == "P" else {}))
+    if mode == "P":
+        assert Image.open(tmp_path / name).convert("RGBA").getpixel((0, 0))[3] == 0
+    pixels = data.load(f"folder:{tmp_path}{background}", "train", size=4).pixels[0]
+    grey = mode == "LA" and len(set(expected)) == 1
+    assert pixels.shape[0] == (1 if grey else 3)
+    assert [plane.unique().tolist() for plane in pixels] == [[value] for value in expected[: len(pixels)]]
+
+
+def test_a_background_that_is_no_colour_is_one_line(tmp_path):
+    make_split_folder(tmp_path, random_images(2, 8, 8))
+    line = "data_background: got 'plaid', accepted is a colour by name"
+    fails(line, data.load, f"folder:{tmp_path}?background=plaid", "train")
+
+
+def test_images_are_turned_upright(tmp_path):
+    upright = Image.fromarray(random_images(8, 8, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    for name in ("train/a.png", "test/b.png"):
+        (tmp_path / name).parent.mkdir()
+        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=exif)
+    pixels = data.load(f"folder:{tmp_path}", "train", size=8).pixels[0]
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(upright))
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+    first, second = (Image.fromarray(random_images(8, 8, seed=seed)) for seed in range(2))
+    (tmp_path / "train").mkdir()
+    first.save(tmp_path / "train/a.tif", save_all=True, append_images=[second])
+    save(tmp_path / "test/b.png", random_images(8, 8))
+    loaded = warned(r"of 1 file \(train/a.tif\) with several pictures the first", f"folder:{tmp_path}", size=8)
+    assert np.array_equal(loaded.pixels[0, 0].numpy(), np.asarray(first))
+
+
+# --- which images of a folder are taken ---
+
+
+def counted_folder(root: Path, counts: dict[str, int]) -> str:
+    """So many images, each of another grey, in each of these folders; the data set's name."""
+    number = itertools.count()
+    for below, count in counts.items():
+        for i in range(count):
+            save(root / below / f"{i}.png", np.full((8, 8), next(number), np.uint8))
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "VALID"), ("training", "Validation")])
+def test_a_validation_set_is_the_test_set_where_there_is_none(tmp_path, names):
+    train, val = names
+    name = counted_folder(tmp_path, {f"{train}/cat": 4, f"{train}/dog": 4, f"{val}/cat": 2, f"{val}/dog": 1})
+    loaded = warned(f"{val}/ is taken as the test set$", name, labels=True)
+    assert loaded.labels.tolist() == [0] * 4 + [1] * 4
+    assert data.load(name, "test", labels=True).labels.tolist() == [0, 0, 1]
+
+
+def test_a_validation_set_beside_a_test_set_is_left_out_and_said(tmp_path):
+    name = counted_folder(tmp_path, {"TRAIN": 4, "Test": 2, "val": 3})
+    line = r"left out: 3 images \(val/0.png, val/1.png, val/2.png\) beside TRAIN/ and Test/$"
+    assert len(warned(line, name)) == 4
+    assert len(data.load(name, "test")) == 2
+
+
+def test_two_training_folders_are_one_line(tmp_path):
+    name = counted_folder(tmp_path, {"train": 1, "training": 1, "test": 1})
+    fails("both train and training are there; accepted is one of them", data.load, name, "train")
+
+
+def test_other_files_are_counted_and_named(tmp_path):
+    name = counted_folder(tmp_path, {"train": 2, "test": 2})
+    for file in ("train/a.txt", "train/b.txt", "train/c.pdf", "test/d", ".hidden.txt"):
+        (tmp_path / file).write_text("no image")
+    line = r"left out: 4 files \(train/a.txt, train/b.txt, train/c.pdf, ...\) without the suffix of an image$"
+    assert len(warned(line, name)) == 2
+
+
+def test_links_are_followed(tmp_path):
+    name = counted_folder(tmp_path / "p", {"train/a": 3, "test/a": 1})
+    counted_folder(tmp_path, {"elsewhere": 5})
+    (tmp_path / "p/train/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "p/test/a/b.png").symlink_to(tmp_path / "elsewhere/0.png")
+    loaded = data.load(name, "train", labels=True)
+    assert loaded.labels.tolist() == [0] * 3 + [1] * 5
+    assert len(data.load(name, "test")) == 2
+
+
+def test_links_in_a_circle_end(tmp_path):
+    name = counted_folder(tmp_path, {"train/a": 3, "test/a": 2})
+    (tmp_path / "train/a/up").symlink_to(tmp_path / "train")
+    (tmp_path / "test/again").symlink_to(tmp_path / "test/a")
+    line = r"left out: 2 links \(train/a/up, test/again\) to folders that are read already$"
+    assert len(warned(line, name)) == 3
+    assert len(data.load(name, "test")) == 2
+
+
+def test_sets_made_of_links_into_one_folder(tmp_path):
+    """As tools make them that leave the images where they are."""
+    name = counted_folder(tmp_path, {"all/cat": 3, "all/dog": 2})
+    for split, animal in (("train", "cat"), ("test", "dog")):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / animal).symlink_to(tmp_path / "all" / animal)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [len(data.load(name, split)) for split in ("train", "test")] == [3, 2]
+
+
+def test_a_home_folder(tmp_path, monkeypatch):
+    counted_folder(tmp_path / "pics", {"train": 2, "test": 1})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(data.load("folder:~/pics", "train")) == 2
+
+
+# --- a table of images ---
+
+TABLE = "path,label\n" + "".join(f"{i}.png,{i % 11}\n" for i in range(30))
+
+
+@pytest.mark.parametrize("given", ["", "/images.csv"], ids=["folder", "file"])
+def test_a_table_of_images(tmp_path, given):
+    name = counted_folder(tmp_path, {".": 30}) + given
+    (tmp_path / "images.csv").write_text(TABLE)
+    sets = [data.load(name, split, labels=True) for split in ("train", "test")]
+    assert sum(map(len, sets)) == 30
+    for part in sets:
+        assert part.labels.tolist() == [i % 11 for i in part.pixels[:, 0, 0, 0].tolist()]  # 2 before 10
+
+
+def test_a_table_with_splits(tmp_path):
+    name = counted_folder(tmp_path, {"pics": 5})
+    lines = ["Path,Split,Label", "pics/3.png,train,b", "pics/0.png,Train,a", '"pics/2.png",val,b', "pics/4.png,VAL,c"]
+    (tmp_path / "images.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    line = r"val is taken as the test set; left out: 1 image \(pics/1.png\) that images.csv does not list$"
+    loaded = warned(line, name, labels=True)
+    assert loaded.pixels[:, 0, 0, 0].tolist() == [0, 3]
+    assert loaded.labels.tolist() == [0, 1]
+    assert data.load(name, "test", labels=True).labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "line 1: got ''"),
+        ("a.png,cat\n", "line 1: got 'a.png,cat', accepted is a first line of path,label"),
+        ("path,label\n0.png\n", "line 2: got 1 values, accepted are 2"),
+        ("path,label\n../0.png,a\n", r"line 2: got '\.\./0.png', accepted is a path below"),
+        ("path,label\n/etc/passwd,a\n", "line 2: got '/etc/passwd'"),
+        ("path,label\n,a\n", "line 2: got ''"),
+        ("path,label\n0.png,a\n./0.png,b\n", "lists '0.png' twice"),
+        ("path,label,split\n0.png,a,dev\n", "line 2: got split 'dev', accepted are train, test and val"),
+        ('path,label\n"0.png,a\n', "cannot be read as CSV"),
+        ("path,label\n\xff.png,a\n", "cannot be read as CSV"),
+        ("path,label\n7.png,a\n0.png,b\n", "7.png: cannot be read"),
+        ("path,label\n", "no images"),
+    ],
+)
+def test_a_bad_table_is_one_line(tmp_path, text, match):
+    name = counted_folder(tmp_path, {".": 1})
+    (tmp_path / "images.csv").write_bytes(text.encode("latin-1"))
+    fails(match, data.load, name, "train")
+
+
+def test_a_table_without_labels_has_none(tmp_path):
+    name = counted_folder(tmp_path, {".": 2})
+    (tmp_path / "images.csv").write_text("path,label\n0.png,\n1.png,\n")
+    assert len(data.load(name, "train")) == 1
+    fails("images.csv: .*png has no label", data.load, name, "train", labels=True)
+
+
+# --- what cannot be read ---
 
 
 def test_16_bit_images_are_refused(tmp_path):
     save(tmp_path / "train/a.png", np.full((8, 8), 40_000, np.uint16))
     save(tmp_path / "test/b.png", np.full((8, 8), 40_000, np.uint16))
-    fails("a.png: mode I;16, accepted are 1, L", data.load, f"folder:{tmp_path}", "train")
+    fails("a.png: mode I;16, accepted are 1, .*: convert it to 8 bits", data.load, f"folder:{tmp_path}", "train")
 
 
-@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "gif", "dangling"])
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "dangling", "postscript"])
 def test_an_unreadable_image_is_one_line_that_names_it(tmp_path, damage):
     _, bad = make_split_folder(tmp_path, random_images(2, 32, 32))
     whole = bad.read_bytes()
     bad.unlink()
-    if damage == "gif":
-        Image.fromarray(random_images(32, 32)).save(bad, format="GIF")
-    elif damage == "dangling":
+    if damage == "dangling":
         bad.symlink_to(tmp_path / "gone.png")
+    elif damage == "postscript":
+        Image.fromarray(random_images(32, 32)).save(bad, format="EPS")
     else:
         bad.write_bytes({"text": b"no image", "empty": b"", "truncated": whole[: len(whole) // 2]}[damage])
-    assert str(bad) in fails("cannot be read( as PNG, .*)?: ", data.load, f"folder:{tmp_path}", "test")
+    assert str(bad) in fails("cannot be read( as an image)?: ", data.load, f"folder:{tmp_path}", "test")
+
+
+def test_an_image_by_another_suffix_is_read(tmp_path):
+    _, other = make_split_folder(tmp_path, random_images(2, 32, 32))
+    Image.fromarray(random_images(32, 32)).save(other, format="GIF")
+    assert torch.equal(data.load(f"folder:{tmp_path}", "test").pixels[0, 0], torch.from_numpy(random_images(32, 32)))
 
 
 @pytest.mark.parametrize("limit", [40 * 40 - 1, 40 * 20 - 1], ids=["warned-of", "refused"])

@@ -158,7 +158,9 @@ def test_series_and_marks(changes: tuple[int, ...]) -> None:
         assert np.allclose(lines["training MSE"], [(r[key] / unit, r["mse"]) for r in made])
         assert np.allclose(lines["test MSE"], [(r[key] / unit, r["test_mse"]) for r in made if "test_mse" in r])
         dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
-        assert np.allclose(dashed, [made[change][key] / unit for change in changes])
+        assert np.allclose(
+            dashed, [made[change - 1][key] / unit for change in changes]
+        )  # the last record of the T before
         assert [text.get_text() for text in axes.texts] == [f"T = {4 * 2**i}" for i in range(len(changes) + 1)]
         assert axes.get_yscale() == "log"
 
@@ -178,6 +180,24 @@ def test_labels_and_legend_cover_nothing() -> None:
             assert page.x0 <= box.x0 < box.x1 <= page.x1
             assert box.y1 <= page.y1
             assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_the_legend_says_what_the_errors_are_of() -> None:
+    figure = figures._draw_curves(records(), "mean of 50 steps", "the first 63 test images")
+    found = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert found == ["training MSE: mean of 50 steps", "test MSE: the first 63 test images"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("columns", [1, 8])
+def test_a_caption_stands_below_the_image(channels: int, columns: int) -> None:
+    grid = image_grid(torch.rand(8, channels, 32, 32) * 2 - 1, columns)
+    page = np.asarray(figures.captioned(grid, "samples, prior mixture, T = 8"))
+    assert np.array_equal(page[: grid.height], np.asarray(grid))
+    below = page[grid.height :]
+    assert (below < 128).any()
+    assert all((edge == 255).all() for edge in (below[:2], below[-2:], below[:, :2], below[:, -2:]))
+    assert page.shape[1] == grid.width
 
 
 def test_curve_from_few_records(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def go(folder: Path, sets: dict[str, data.ImageSet], case: str, resume: bool = F
         patch.setattr(train, "LOG_EVERY", 2)
         # tdBN takes over the statistics of each batch at once: after some steps at the usual momentum no neuron fires
         patch.setattr(BNLIF, "__init__", partialmethod(BNLIF.__init__, momentum=1.0))
-        patch.setattr(train.figures, "learning_curve", lambda records, path: None)
+        patch.setattr(train.figures, "learning_curve", lambda records, path, **about: None)
         return train.train(config_of(case), folder, sets=sets, resume=resume, checkpoint_minutes=0, progress=False)
 
 

@@ -17,7 +17,7 @@ def test_each_lead_is_another_config_on_the_same_budget() -> None:
     assert len(set(configs.values())) == len(configs)
     assert len({leads.folder_of(Path(), lead, 3, False).name for lead in configs}) == len(configs)
     for lead, config in configs.items():
-        cost = sum(epochs * t for epochs, t in config.train.stages(config.model.steps))
+        cost = config.train.epochs * sum(share * t for share, t in config.train.stages(config.model.steps))
         assert cost == leads.EPOCHS * leads.STEPS, lead
         assert config.train.seed == 3
 

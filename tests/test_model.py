@@ -14,6 +14,7 @@ import shlex
 import shutil
 import socket
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,7 +43,7 @@ from torch import Tensor
 
 from esvae import ESVAE, data
 from esvae.cli.commands import Train, _train_defaults
-from esvae.config import PRESETS, Config, ModelConfig, SurrogateName, TrainConfig, preset
+from esvae.config import PRESETS, Config, ModelConfig, SurrogateName, TrainConfig, full_name, preset
 from esvae.errors import InputError
 from esvae.losses import mmd
 from esvae.models import MODELS
@@ -291,7 +292,7 @@ OF_ESVAE = [name for name in PRESETS if preset(name, "mnist").model.kind == "esv
 def test_presets_fit_their_data_sets(name: str) -> None:
     for data_set in DATA_SETS:
         config = preset(name, data_set)
-        assert (config.data, config.preset) == (data_set, name)
+        assert (config.data, config.preset) == (full_name(data_set), name)
         assert config.model.channels == (3 if data_set in ("cifar10", "celeba") else 1)
         assert config.model.size == (64 if data_set == "celeba" else 32)
         assert config.train.stages(config.model.steps)[-1][1] == config.model.steps
@@ -343,8 +344,9 @@ BAD_CONFIGS = {
     "ema": ({"train": {"ema": 1.0}}, "ema"),
     "seed": ({"train": {"seed": -1}}, "seed"),
     "time-steps": ({"train": {"epochs": 5, "time_steps": "4@x"}}, "time_steps"),
-    "time-steps' end": ({"train": {"epochs": 5, "time_steps": "3@2,2@8"}}, "time_steps"),
+    "time-steps' end": ({"train": {"epochs": 5, "time_steps": "3/5@2,2/5@8"}}, "time_steps"),
     "time-steps' T": ({"train": {"epochs": 5, "time_steps": "3@100000000,2@16"}}, "time_steps"),
+    "min-steps": ({"train": {"min_steps": -1}}, "min_steps"),
     "huge": ({"model": {"latent": 10**12}}, "latent"),
     "long": ({"model": {"steps": 10**12}}, "steps"),
 }
@@ -382,26 +384,27 @@ def test_unknown_option_of_the_model() -> None:
 
 
 def test_stages() -> None:
-    config = TrainConfig(epochs=6, time_steps="3@4,1@8,2@16")
-    assert config.stages(16) == [(3, 4), (1, 8), (2, 16)]
-    assert [config.steps_in_epoch(epoch, 16) for epoch in range(6)] == [4, 4, 4, 8, 16, 16]
-    assert TrainConfig(epochs=6).stages(12) == [(6, 12)]
-    assert TrainConfig(epochs=6).steps_in_epoch(5, 12) == 12
+    config = TrainConfig(epochs=60, time_steps="1/2@4,0.25@8,1/4@16")
+    assert config.stages(16) == [(Fraction(1, 2), 4), (Fraction(1, 4), 8), (Fraction(1, 4), 16)]
+    assert sum(share for share, _ in TrainConfig(time_steps="0.33@2,0.33@4,0.33@8").stages(8)) == 1
+    assert TrainConfig(epochs=6).stages(12) == [(1, 12)]
 
 
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("4", "EPOCHS@T"),
-        ("5@4@3", "EPOCHS@T"),
-        ("5@", "EPOCHS@T"),
-        ("x@4", "EPOCHS@T"),
-        ("5@4,", "EPOCHS@T"),
-        ("0@4,5@4", "EPOCHS@T"),
-        ("5@0", "EPOCHS@T"),
-        ("6@4,-1@2", "EPOCHS@T"),
-        ("3@4,1@2", "sum to 5, not 4"),
-        ("6@4", "sum to 5, not 6"),
+        ("4", "SHARE@T"),
+        ("5@4@3", "SHARE@T"),
+        ("5@", "SHARE@T"),
+        ("x@4", "SHARE@T"),
+        ("1@4,", "SHARE@T"),
+        ("0@4,1@4", "SHARE@T"),
+        ("1@0", "SHARE@T"),
+        ("2@4,-1@2", "SHARE@T"),
+        ("1/0@4", "SHARE@T"),
+        ("1e9@4", "SHARE@T"),
+        ("1/3@4,1/3@2", "sum to 1, not 2/3"),
+        ("3@2,3@4,3@8", "sum to 1, not 9"),
     ],
 )
 def test_bad_stages(text: str, word: str) -> None:
@@ -410,7 +413,36 @@ def test_bad_stages(text: str, word: str) -> None:
     assert_one_line(error, "time_steps", word)
 
 
-# Interface
+@pytest.mark.parametrize(
+    ("epochs", "old", "new"),
+    [
+        (9, "3@2,3@4,3@8", "1/3@2,1/3@4,1/3@8"),
+        (22, "20@4,2@8", "10/11@4,1/11@8"),
+        (5, "5@8", "1@8"),
+        (1, "1@8", "1@8"),
+        (60, "1/2@2,1/2@8", "1/2@2,1/2@8"),
+        (60, "", ""),
+    ],
+)
+def test_a_schedule_in_epochs_of_an_older_config_is_read(epochs: int, old: str, new: str) -> None:
+    values = preset("best", "digits").to_dict()
+    values["train"] |= {"epochs": epochs, "time_steps": old}
+    del values["train"]["min_steps"]
+    config = Config.from_dict(values)
+    assert (config.train.time_steps, config.train.epochs, config.train.min_steps) == (new, epochs, 0)
+    values["train"]["epochs"] = epochs + 1
+    if old.partition("@")[0].isdecimal() and old != "1@8":
+        with pytest.raises(InputError, match="time_steps: got"):
+            Config.from_dict(values)
+
+
+def test_the_name_of_a_folder_is_kept_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for given, kept in {"pics": "pics", "a/../pics/": "pics", "~/pics": "home/pics"}.items():
+        assert Config(data=f"folder:{given}").data == f"folder:{tmp_path}/{kept}"
+    assert Config(data="folder:pics?background=#fff").data == f"folder:{tmp_path}/pics?background=#fff"
+    assert Config(data="digits").data == "digits"
 
 
 @pytest.mark.parametrize("preset_name", OF_ESVAE)

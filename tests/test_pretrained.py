@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def model() -> ESVAE:
 def test_it_is_the_preset(model: ESVAE, found: dict) -> None:
     assert pretrained.names() == [NAME]
     config = run_config(Run.open(FOLDER))
-    assert config == preset("best", NAME)
+    least = {"min_steps": 0}  # which it was trained before; 60,000 images take more steps anyway
+    today = preset("best", NAME)
+    assert config == dataclasses.replace(today, train=dataclasses.replace(today.train, **least))
     assert model.config == config.model
     assert not model.training
     assert model.mixture.fitted

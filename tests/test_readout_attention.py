@@ -127,7 +127,7 @@ def test_taid_is_made_for_one_number_of_steps() -> None:
     net = model("esvae", readout="taid")
     with pytest.raises(InputError, match="steps: got 3, accepted is 4, which readout 'taid' is made for"):
         net.steps = 3
-    train = TrainConfig(epochs=2, time_steps="1@2,1@4")
+    train = TrainConfig(epochs=2, time_steps="1/2@2,1/2@4")
     with pytest.raises(InputError, match="time_steps: got 2, accepted is 4, which readout 'taid' is made for"):
         Config(model=net.config, train=train)
 

@@ -71,7 +71,7 @@ def quick_statistics() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, kind in list(MODELS.items()):
             patch.setitem(MODELS, name, quick(kind))
-        patch.setattr(train.figures, "learning_curve", lambda records, path: None)
+        patch.setattr(train.figures, "learning_curve", lambda records, path, **about: None)
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
 import os
 import shutil
@@ -14,14 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from training_helpers import assert_same, contents, full_disk, stop_at_call
 
-from esvae import ESVAE, checkpoint, data, noise, train
+from esvae import ESVAE, checkpoint, data, evaluate, figures, noise, train
 from esvae.config import FLIPPED, Config, ModelConfig, TrainConfig, preset
 from esvae.errors import InputError
 from esvae.generate import load_model, load_weights
@@ -37,7 +40,7 @@ TRAIN = TrainConfig(
     schedule="one-cycle",
     clip=1.0,
     ema=0.9,
-    time_steps="1@1,1@2",
+    time_steps="1/2@1,1/2@2",
     precision="fp32",
 )
 CONFIG = Config("digits", "best", MODEL, TRAIN)
@@ -58,7 +61,9 @@ def sets() -> dict[str, data.ImageSet]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "LOG_EVERY", 2)
-    monkeypatch.setattr(train.figures, "learning_curve", lambda records, path: None)  # a third of the time of a run
+    monkeypatch.setattr(
+        train.figures, "learning_curve", lambda records, path, **about: None
+    )  # a third of the time of a run
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +101,28 @@ class TestUndisturbed:
             f"{kind}-epoch-{epoch:03d}.png" for kind in ("samples", "reconstructions") for epoch in (1, 2)
         }
         assert {p.name for p in undisturbed.folder.iterdir()} == {
-            *("config.json", "metrics.jsonl", "learning-curve.png", "checkpoints", "events", "images", "model", ".lock")
+            *("config.json", "metrics.jsonl", "checkpoints", "events", "images", "model", ".lock"),
+            *("samples.png", "reconstructions.png", "evaluation.json", "learning-curve.png"),
         }
         assert undisturbed.steps() == [5, 10]
+
+    def test_evaluation(self, undisturbed: Run, sets: dict[str, data.ImageSet]) -> None:
+        found = json.loads((undisturbed.folder / "evaluation.json").read_text())
+        model = load_model(undisturbed.folder).model
+        train_images, test = (data.normalize(sets[split].pixels) for split in ("train", "test"))
+        assert found.pop("mse") == pytest.approx(evaluate.mean_squared_error(model, sets["test"]))
+        mean_error = (test.double() - train_images.double().mean(0)).square().mean()
+        assert found.pop("mean_image_mse") == pytest.approx(float(mean_error), rel=1e-6)
+        counts = {"train_images": 43, "test_images": 10, "train_steps": 10}
+        assert found == {"data": "digits", "prior": "mixture", "T": 2, **counts}
+
+    def test_pictures_have_captions(self, undisturbed: Run) -> None:
+        grid = figures.image_grid(torch.zeros(64, 1, 32, 32), columns=16)
+        for picture in (undisturbed.folder / "samples.png", undisturbed.images / "samples-epoch-001.png"):
+            with Image.open(picture) as opened:
+                below = np.asarray(opened)[grid.height :]
+            assert below.shape == (below.shape[0], grid.width)
+            assert (below < 128).any()
 
     def test_exported_model_is_the_average_with_a_fitted_mixture(self, undisturbed: Run) -> None:
         model = load_model(undisturbed.folder).model
@@ -245,8 +269,16 @@ def test_other_training_images_than_it_began_with(tmp_path: Path, sets: dict[str
     interrupt(tmp_path / "run", sets, train.Trainer, "_step", 9)
     before = contents(tmp_path / "run" / "checkpoints")
     fewer = sets | {"train": sets["train"].part(0, 40)}
-    with pytest.raises(InputError, match="data: got 40 training images of digits, but the run began with 43"):
+    line = "data: got 40 training images of digits, but the run began with 43; bring those back, or begin anew"
+    with pytest.raises(InputError, match=line) as error:
         go(tmp_path / "run", fewer, resume=True)
+    assert "checkpoint" not in str(error.value)  # none would help
+    changed = sets["train"].pixels.clone()
+    changed[0, 0, 0, 0] ^= 1
+    others = sets | {"train": dataclasses.replace(sets["train"], pixels=changed)}
+    with pytest.raises(InputError, match="data: got 43 training images of digits with other pixels") as error:
+        go(tmp_path / "run", others, resume=True)
+    assert "checkpoint" not in str(error.value)
     assert contents(tmp_path / "run" / "checkpoints") == before
 
 
@@ -270,11 +302,46 @@ def test_divergence_is_one_line(
     tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
-    with pytest.raises(InputError, match=r"training diverged before step 2 \(loss nan\); try a lower --train\.lr"):
+    with pytest.raises(
+        InputError, match=r"training diverged before step 2 \(loss nan\); the same command with a lower --train\.lr"
+    ):
         go(tmp_path / "run", sets)
     run = Run.open(tmp_path / "run")
     assert run.steps() == []
     assert run.metrics() == []
+
+
+def test_a_diverged_run_is_begun_anew_by_the_same_command(
+    tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it left is kept, beside the new run."""
+    lower = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, epochs=1, time_steps="", lr=1e-5))
+    with monkeypatch.context() as patch:
+        patch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
+        with pytest.raises(InputError, match="diverged"):
+            go(tmp_path / "run", sets)
+        for moved in ("run-diverged", "run-diverged-2"):
+            line = f"run: the run there diverged; it is now {tmp_path}/{moved}$"
+            with pytest.warns(UserWarning, match=line), pytest.raises(InputError, match="diverged"):
+                go(tmp_path / "run", sets, lower)
+    with pytest.warns(UserWarning, match="run-diverged-3"):
+        run = go(tmp_path / "run", sets, lower)
+    assert run.config["train"]["lr"] == 1e-5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", *(f"run-diverged{n}" for n in ("", "-2", "-3"))]
+    with pytest.raises(InputError, match="holds a run already"):
+        go(run.folder, sets, lower)
+
+
+def test_a_diverged_run_may_go_on(
+    tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(DISTANCES, "mmd", lambda a, b: (a.sum() - b.sum()) * math.nan)
+        with pytest.raises(InputError, match="diverged"):
+            go(tmp_path / "run", sets)
+    assert_same(go(tmp_path / "run", sets, resume=True), undisturbed)
+    with pytest.raises(InputError, match="holds a run already"):
+        go(tmp_path / "run", sets)
 
 
 def test_full_disk_while_saving(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
@@ -374,12 +441,13 @@ def test_damaged_checkpoint_deleted_as_the_line_says(
 
 
 def test_checkpoint_from_before_streams(tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run) -> None:
-    """It says nothing of its noise. It is gone on from, and what comes after says by which noise."""
+    """It says nothing of its noise and its images. It is gone on from, and what comes after says them."""
     shutil.copytree(undisturbed.folder, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     shutil.rmtree(run.path(10))
     parts, state = run.load()
     assert state.pop("noise") == noise.VERSION
+    assert len(state.pop("data")) == 64
     shutil.rmtree(run.path(5))
     run.save(5, parts, state)
     assert_same(go(run.folder, sets, resume=True), undisturbed)
@@ -404,6 +472,60 @@ def test_foreign_checkpoint(tmp_path: Path, sets: dict[str, data.ImageSet], undi
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(60_000, (9, 64)), (637, (67, 64)), (64, (600, 64)), (40, (600, 40)), (1, (600, 2))]
+)
+def test_small_sets_get_more_epochs(count: int, expected: tuple[int, int]) -> None:
+    config = preset("best", "digits")
+    found = train.for_images(config, count)
+    assert (found.train.epochs, found.train.batch_size) == expected
+    assert train.for_images(found, count) == found
+    paper = preset("paper", "digits")
+    assert train.for_images(paper, count) == paper
+
+
+def test_short_epochs_are_not_all_evaluated(
+    tmp_path: Path, sets: dict[str, data.ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T changes within an epoch, which a record tells; an interruption leaves no trace here either."""
+    monkeypatch.setattr(train, "EVALUATIONS", 2)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, epochs=5, time_steps="0.3@1,0.7@2"))
+    run = go(tmp_path / "run", sets, config, checkpoint_minutes=NEVER)
+    assert [r["step"] for r in run.metrics() if "test_mse" in r] == [15, 25]
+    assert [(r["step"], r["steps"]) for r in run.metrics() if "loss" in r][3:6] == [(6, 1), (8, 1), (10, 2)]
+    assert run.steps() == [15, 25]
+    assert len(list(run.images.iterdir())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_step", stop_at_call(13, train.Trainer._step))
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "again", sets, config)
+    assert_same(go(tmp_path / "again", sets, config, resume=True), run)
+
+
+def test_a_training_says_how_long_it_takes(
+    tmp_path: Path, sets: dict[str, data.ImageSet], undisturbed: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And to find out changes nothing."""
+    run = go(tmp_path / "run", sets, progress=True, checkpoint_minutes=NEVER)
+    line = "43 training images: 10 steps of 8 images, 2 epochs in all, at T = 1, 2; less than a minute on this machine"
+    assert line in capsys.readouterr().err
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3, "less than a minute"),
+        (60, "about a minute"),
+        (260, "about 4 minutes"),
+        (6000, "about 2 hours"),
+        (4e5, "about 5 days"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert train.about(seconds) == words
 
 
 def test_one_cycle_warms_up_and_ends_at_nothing() -> None:

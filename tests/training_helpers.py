@@ -21,7 +21,16 @@ from esvae.runs import Run
 
 TINY = [  # on top of the preset `best`
     *("--model.latent", "4", "--model.steps", "2", "--model.mixture-components", "2"),
-    *("--train.batch-size", "16", "--train.epochs", "2", "--train.time-steps", "1@1,1@2", "--train.precision", "fp32"),
+    *(
+        "--train.batch-size",
+        "16",
+        "--train.epochs",
+        "2",
+        "--train.time-steps",
+        "1/2@1,1/2@2",
+        "--train.precision",
+        "fp32",
+    ),
 ]
 
 

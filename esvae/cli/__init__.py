@@ -49,7 +49,7 @@ The Efficient Spiking Variational Autoencoder (arXiv 2310.14839).
 `esvae COMMAND --help` explains every option; `esvae --version` prints the version.
 
   esvae generate fashion-mnist --n 64 --out samples.png       the shipped model
-  esvae train --preset best --data fashion-mnist --out runs/fashion
+  esvae train --data folder:pictures --out runs/mine            your own images
   esvae evaluate runs/fashion --json
 
 train and evaluate run on several devices as `torchrun --nproc-per-node N -m esvae train ...`.

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..config import MAX_STEPS, PRESETS, Config, option_of, preset
+from ..config import FOLDER, MAX_STEPS, PRESETS, Config, option_of, preset
 from ..errors import InputError
 from . import typed
 
@@ -329,11 +329,12 @@ class Train:
     On several devices: torchrun --nproc-per-node 2 -m esvae train --device cuda ... The batch is shared out among the
     processes; loss, noise and statistics are those of one process, and --resume takes any number of them.
 
-    Examples: esvae train --preset best --data fashion-mnist --out runs/fashion; esvae train --resume --out runs/fashion
+    Examples: esvae train --data folder:pictures --out runs/mine; esvae train --data fashion-mnist --out runs/fashion;
+    esvae train --resume --out runs/fashion
 
-    Presets: `paper` (the paper's settings), `official` (the published code's), `best` (ours); and what ESVAE is
-    compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae` (without
-    spikes), `gan` (a spiking GAN).
+    Presets: `best` (ours, the default), `paper` (the paper's settings), `official` (the published code's); and what
+    ESVAE is compared with: `fsvae`, `fsvae-kl` (FSVAE with the MMD, with the Kullback-Leibler divergence), `vae`
+    (without spikes), `gan` (a spiking GAN).
 
     Where `paper` departs from the paper's text: eq. 1 divides the potential by tau = 0.25, a factor of 4; here tau is
     the decay that it is multiplied by. The last convolution has no tdBN. Batch size, the MMD's weight and kernel and
@@ -346,6 +347,8 @@ class Train:
     out: Path
     """The run's folder: new or empty, except with --resume."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    data_background: str | None = None
+    """With folder:PATH, the colour that is put behind transparent images: by name, or as #rrggbb; by default white."""
     resume: bool = False
     """Go on with the run in --out, by its own config."""
     device: str = "cpu"
@@ -853,12 +856,20 @@ def _train(arguments: list[str]) -> None:
 
 def _train_on(device: torch.device, options: Train, arguments: list[str]) -> None:
     from .. import distributed
-    from ..train import load_sets, train
+    from ..checkpoint import read_json
+    from ..data.folder import BACKGROUND
+    from ..train import EVALUATION, SAMPLES, load_sets, train
 
     config = options.config
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    if options.data_background is not None:
+        _require(config.data.startswith(FOLDER), "data_background", options.data_background, "one with folder:PATH")
+        path = config.data.partition(BACKGROUND)[0]
+        config = dataclasses.replace(config, data=f"{path}{BACKGROUND}{options.data_background}")
+    if "--train.epochs" in given and "--train.min-steps" not in given and not options.resume:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, min_steps=0))
     sets = distributed.in_turn(lambda: load_sets(config, options.download))
-    given = any(argument.partition("=")[0] == "--model.channels" for argument in arguments)
-    if config.data.startswith("folder:") and not given:
+    if config.data.startswith(FOLDER) and "--model.channels" not in given:
         channels = sets["train"].pixels.shape[1]
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, channels=channels))
     run = train(
@@ -871,7 +882,14 @@ def _train_on(device: torch.device, options: Train, arguments: list[str]) -> Non
         graphs=options.graphs,
         progress=not options.quiet,
     )
-    _say(f"{run.folder}: done; the model is in {run.folder / 'model'}, grids of every epoch in {run.images}")
+    _say(f"{run.folder}: done; look at {run.folder / SAMPLES}; the model and its card are in {run.folder / 'model'}")
+    if distributed.rank() == 0:
+        found = read_json(run.folder / EVALUATION, "what was measured at the end of a run")
+        if "mse" in found:
+            print(
+                f"mse {found['mse']:.6f} of {found['test_images']:,} test images; the mean training image's is "
+                f"{found['mean_image_mse']:.6f}"
+            )
 
 
 def _kind_to_blame(message: str, arguments: list[str], config: Config) -> str:
@@ -887,7 +905,7 @@ def _kind_to_blame(message: str, arguments: list[str], config: Config) -> str:
 def _train_defaults(arguments: list[str]) -> Train:
     """What every option starts from: the run's own config with --resume, else the preset for the data set."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset", default="paper")
+    early.add_argument("--preset", default="best")
     early.add_argument("--data", default="fashion-mnist")
     early.add_argument("--out")
     early.add_argument("--resume", action="store_true")
@@ -910,8 +928,9 @@ def demo_config(epochs: int | None = None) -> Config:
     config = preset("best", "digits")
     model = dataclasses.replace(config.model, latent=64)
     epochs = 15 if epochs is None else epochs
-    time_steps = f"{epochs - 2}@4,2@8" if epochs > 2 else ""
-    train = dataclasses.replace(config.train, epochs=epochs, batch_size=32, time_steps=time_steps, ema=0.99)
+    time_steps = f"{epochs - 2}/{epochs}@4,2/{epochs}@8" if epochs > 2 else ""
+    changes = {"epochs": epochs, "min_steps": 0, "batch_size": 32, "time_steps": time_steps, "ema": 0.99}
+    train = dataclasses.replace(config.train, **changes)
     return dataclasses.replace(config, model=model, train=train)
 
 
@@ -964,7 +983,7 @@ def _demo_end(folder: Path, *others: str) -> None:
     print(*(folder / name for name in (*others, DEMO_DONE)), sep="\n")
     print(
         f"next: open {folder / DEMO_DONE}; then train on images of your own:\n"
-        "esvae train --preset best --data folder:PATH --out runs/mine"
+        "esvae train --data folder:PATH --out runs/mine"
     )
 
 

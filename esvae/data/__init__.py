@@ -18,7 +18,7 @@ from esvae.errors import InputError
 from esvae.extras import needed
 
 with needed("model"):
-    from esvae.data import cifar10, digits, folder, idx
+    from esvae.data import celeba, cifar10, digits, folder, idx
     from esvae.data.images import ImageSet, normalize, to_uint8
     from esvae.data.loading import batch_count, batches, epoch_order, ordered_batches
 
@@ -48,7 +48,7 @@ SOURCES = {
     "fashion-mnist": Source(idx.read, size=32, flip=False, labels=idx.labels, where=idx.where),
     "mnist": Source(idx.read, size=32, flip=False, labels=idx.labels, where=idx.where),
     "cifar10": Source(cifar10.read, size=32, flip=True, labels=cifar10.labels, where=cifar10.where),
-    "celeba": Source(folder.read_celeba, size=64, flip=True, labels=None, where=folder.where_celeba),
+    "celeba": Source(celeba.read, size=64, flip=True, labels=None, where=celeba.where),
     "digits": Source(digits.read, size=32, flip=False, labels=digits.labels),
     "folder": Source(folder.read, size=32, flip=False, labels=folder.labels),
 }
@@ -66,11 +66,13 @@ def load(
     (built the first time, see `esvae.data.cache`), the others into memory.
 
     Args:
-        name: "fashion-mnist", "mnist", "cifar10", "celeba", "digits", or "folder:PATH" for a folder of images.
+        name: "fashion-mnist", "mnist", "cifar10", "celeba", "digits", or "folder:PATH" for a folder of images, or for a
+            table of them (`esvae.data.folder`); "folder:PATH?background=black" for another colour than white behind
+            what is transparent.
         split: "train" or "test".
         size: side S of the images in pixels, 1 to 1024; by default 64 for CelebA, else 32.
         download: fetch a data set that is not on this machine (Fashion-MNIST, MNIST, CIFAR10).
-        labels: read the classes of the images as well; of an image folder they are the names of its subfolders.
+        labels: read the classes of the images as well; of an image folder they are its subfolders.
 
     Returns:
         the images, uint8 (N, C, S, S); `flip` is set for the training splits of CIFAR10 and CelebA.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import struct
 import sys
@@ -24,6 +25,7 @@ from rich import progress
 from rich.console import Console
 
 from esvae.checkpoint import sync_folder
+from esvae.data import places
 from esvae.errors import InputError
 
 MAGIC = b"ESVAEPIX"
@@ -47,10 +49,19 @@ class Header(NamedTuple):
         return self.channels * self.size * self.size
 
 
+def path(root: Path, form: bytes, split: str, size: int) -> Path:
+    """Of the cache file: one per folder of images, form that they are decoded into, split and size, whatever the folder
+    holds."""
+    where = root.resolve()
+    key = hashlib.blake2b(os.fsencode(where) + form, digest_size=8).hexdigest()
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", where.name)[:40]
+    return places.cache_dir("images") / f"{name}-{key}-{split}-{size}.pixels"
+
+
 def images(
     path: Path,
     files: list[Path],
-    root: Path,
+    listing: bytes,
     size: int,
     channels: Callable[[], int],
     decode: Callable[[Path, int], np.ndarray],
@@ -62,9 +73,9 @@ def images(
     Args:
         path: the cache file; its folder is made.
         files: the image files, in the order of the images.
-        root: the folder above them all.
+        listing: `listing_digest` of these files, and of what else the pixels depend on.
         size: side S of the images.
-        channels: C of the files, after checking that they are all alike; called once in a build.
+        channels: C of the files, after a look at all of them; called once in a build.
         decode: (file, C) -> uint8 (C, S, S).
 
     Returns:
@@ -73,7 +84,6 @@ def images(
     Raises:
         InputError: an image file cannot be read, or the cache file cannot be written.
     """
-    listing = listing_digest(files, root)
     pixels = _current(path, size, listing)
     if pixels is None:
         with _alone(path):

@@ -1,218 +1,350 @@
-"""Folders of image files: any folder of one's own, and CelebA's aligned faces."""
+"""Folders of images of one's own: which files are taken, which are training and test images, and of which class."""
 
 from __future__ import annotations
 
+import csv
+import functools
 import hashlib
+import io
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from esvae.data import cache, places
-from esvae.data.images import resize
+from esvae import distributed
+from esvae.data import cache, files
 from esvae.errors import InputError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-FORMATS = ["PNG", "JPEG", "BMP", "WEBP"]  # by content: a file that merely ends in .png is opened by no other decoder
 TEST_SHARE = 10  # one image in ten
-CHANNELS = {"1": 1, "L": 1, "LA": 3, "P": 3, "RGB": 3, "RGBA": 3}  # of Pillow's modes; alpha is dropped
+SPLITS = {  # folders, in small letters, and what they are of a data set; `val` is the test set where there is none
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+TABLE = "images.csv"
+TABLE_MAX_BYTES = 1 << 26
+COLUMNS = "path,label or path,label,split"
+BACKGROUND = "?background="  # in a name, between the path and the colour
+WHITE = "white"
+RULES = b"2"  # of decoding: pixels that were decoded by others are decoded again
+NAMED = 3  # examples of what is left out
 
-CELEBA_FOLDER = "img_align_celeba"
-CELEBA_LIST = "list_eval_partition.txt"
-CELEBA_PARTITIONS = {"train": "0", "test": "2"}  # 1 is the validation set
-CELEBA_SIZE = (178, 218)
-CELEBA_CROP = 148
-CELEBA_LIST_MAX_BYTES = 1 << 26
+
+@dataclass
+class Listing:
+    """The image files of a folder."""
+
+    root: Path  # above them all
+    files: dict[str, list[Path]]  # by split, in the order of their paths
+    classes: dict[Path, str] | None = None  # of a table; else the subfolders are the classes
+    skip: int = 0  # folders below `root` that are no classes
+    notes: list[str] = field(default_factory=list)  # what the user should know: what was left out, say
+
+    @property
+    def all(self) -> list[Path]:
+        return self.files["train"] + self.files["test"]
+
+    def digest(self) -> bytes:
+        """SHA-256 of both splits: an image in colour in the one makes the other one colour, too."""
+        parts = [cache.listing_digest(self.files[split], self.root) for split in ("train", "test")]
+        return hashlib.sha256(b"".join(parts)).digest()
 
 
 def read(name: str, split: str, size: int, download: bool) -> np.ndarray:
     """The image files below the folder `name` as uint8 (N, C, size, size), in the order of their paths.
 
-    If the folder has `train` and `test` folders, these are the splits; otherwise a tenth of the images, chosen by a
-    hash of their relative paths, is the test set. Images are cropped to their centered square and resized bilinearly;
-    C is 1 if all are grey, else 3. Hidden files and folders are left out. `download` does not matter here.
+    `name` is a path, `~` included; `PATH?background=COLOUR` shows that colour behind what is transparent, in the place
+    of white. Images may have any size and any format that Pillow reads, by any name with one of its suffixes. They are
+    turned upright by their EXIF data, cropped to their centred square and resized bilinearly; C is 1 if all are grey,
+    else 3.
+
+    Splits are the folders `train` and `test`, or without `test` the folder `val` (`valid`, `validation`), in capitals
+    or not; elsewhere a tenth of the images, chosen by a hash of their relative paths, is the test set. Links are
+    followed. A file `images.csv` in the folder, or given in its place, says which images there are: columns `path`,
+    below its folder, `label`, and, where wanted, `split` (train, test, val).
+
+    What was left out, and what was converted, is one warning. `download` does not matter here.
 
     Raises:
-        InputError: no folder, no images, images of several sizes or both grey and color, or a file that is no image.
+        InputError: no folder, no images, none in this split, or a file that cannot be read.
     """
-    if not os.path.isdir(name):
-        raise InputError(f"folder: {name} is not a folder")
-    root = Path(name).absolute()
-    splits = _splits(root)
-    files = splits["train"] + splits["test"]
-    if not files:
-        raise InputError(f"{root}: no images, accepted are {', '.join(sorted(SUFFIXES))}")
-    if not splits[split]:
-        raise InputError(
-            f"{root}: none of its {len(files)} images is in the {split} split; make train and test folders"
-        )
-    # Of both splits: what does not fit is found before any image is decoded.
-    return _decoded(root, split, size, splits[split], channels=lambda: _common_form(files)[1], crop=None)
+    path, background = _name(name)
+    color = files.background_color(background)
+    listing = find(path)
+    if not listing.files[split]:
+        other = f"{len(listing.all)} image{'s' * (len(listing.all) > 1)}"
+        raise InputError(f"{path}: none of its {other} is in the {split} set; accepted are at least 2, or both folders")
+    _say(path, listing.notes)
+    return cache.images(
+        cache.path(listing.root, b"%s %s" % (RULES, background.encode()), split, size),
+        listing.files[split],
+        listing.digest(),
+        size,
+        channels=lambda: _channels(path, listing, color),
+        decode=lambda file, channels: _decode(file, channels, size, color),
+    )
 
 
 def labels(name: str, split: str, download: bool) -> np.ndarray:
-    """The number of each image's class, int64 (N): classes are the subfolders of the folder, or of its `train` and
-    `test` folders, in the order of their names.
+    """The number of each image's class, int64 (N): classes are the labels of `images.csv`, or the subfolders of the
+    folder, or of its `train` and `test` folders, in the order of their names, of numbers in that of their values.
 
     Raises:
-        InputError: an image lies in no subfolder, or no folder, as in `read`.
+        InputError: an image has no label, or lies in no subfolder; no folder, as in `read`.
     """
-    root = Path(name).absolute()
-    classes = {part: [_class(file, root) for file in files] for part, files in _splits(root).items()}
-    numbers = {folder: number for number, folder in enumerate(sorted({*classes["train"], *classes["test"]}))}
-    return np.array([numbers[folder] for folder in classes[split]], np.int64)
+    listing = find(_name(name)[0])
+    classes = {part: [_class(file, listing) for file in found] for part, found in listing.files.items()}
+    known = {*classes["train"], *classes["test"]}
+    ordered = sorted(known, key=int) if all(label.isdecimal() for label in known) else sorted(known)
+    numbers = {label: number for number, label in enumerate(ordered)}
+    return np.array([numbers[label] for label in classes[split]], np.int64)
 
 
-def _class(file: Path, root: Path) -> str:
-    folders = file.relative_to(root).parts[:-1]
-    own = folders[1:] if _has_splits(root) else folders
+def find(path: Path) -> Listing:
+    """The images of the folder, or of the table, `path`.
+
+    Raises:
+        InputError: there are none; a folder or the table cannot be read.
+    """
+    if path.suffix.lower() == ".csv" and path.is_file():
+        listing = _by_table(path)
+    elif not path.is_dir():
+        raise InputError(f"data: got folder:{path}, accepted is a folder of images, or a table of them (.csv)")
+    elif (path / TABLE).is_file():
+        listing = _by_table(path / TABLE)
+    else:
+        listing = _by_folders(path)
+    if not listing.all:
+        left_out = f" ({'; '.join(listing.notes)})" if listing.notes else ""
+        raise InputError(f"{path}: no images{left_out}; accepted are {', '.join(sorted(files.suffixes()))}")
+    return listing
+
+
+def _name(name: str) -> tuple[Path, str]:
+    """Path and background colour."""
+    path, given, background = name.partition(BACKGROUND)
+    return Path(path).expanduser().absolute(), background if given else WHITE
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+
+
+def _by_folders(root: Path) -> Listing:
+    parts = _split_folders(root)
+    if "train" not in parts or not parts.keys() & {"test", "val"}:
+        found = _Walk(root, {_identity(root)})
+        return Listing(root, _by_hash(found.images, root), notes=found.notes())
+    test = "test" if "test" in parts else "val"
+    walks = {
+        split: _Walk(parts[name], {_identity(parts[name])}) for split, name in (("train", "train"), ("test", test))
+    }
+    known = {identity for walk in walks.values() for identity in walk.seen} | {_identity(root)}
+    rest = _Walk(root, known)  # what is not below the two
+    notes = [f"{parts[test].name}/ is taken as the test set"] if test == "val" else []
+    if rest.images:
+        beside = f"beside {parts['train'].name}/ and {parts[test].name}/"
+        notes.append(f"left out: {_counted(rest.images, 'image', root)} {beside}")
+    others = [*(name for walk in walks.values() for name in walk.others), *rest.others]
+    links = [link for walk in walks.values() for link in walk.links]
+    notes += _left_out(others, links, root)
+    return Listing(root, {split: walk.images for split, walk in walks.items()}, skip=1, notes=notes)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of `root` that SPLITS names."""
+    found: dict[str, Path] = {}
+    try:
+        below = sorted(root.iterdir())
+    except OSError as error:
+        _unreadable(error)
+    for path in below:
+        part = SPLITS.get(path.name.lower())
+        if part and path.is_dir():
+            if part in found:
+                raise InputError(f"{root}: both {found[part].name} and {path.name} are there; accepted is one of them")
+            found[part] = path
+    return found
+
+
+def _by_hash(images: list[Path], root: Path) -> dict[str, list[Path]]:
+    """A tenth of the images is the test set; of two or more images at least one is in each set."""
+    numbers = {file: _hash(file, root) for file in images}
+    test = {file for file in images if numbers[file] % TEST_SHARE == 0}
+    if len(images) > 1 and not test:
+        test = {min(images, key=numbers.__getitem__)}
+    if len(images) > 1 and len(test) == len(images):
+        test.remove(max(images, key=numbers.__getitem__))
+    return {"train": [f for f in images if f not in test], "test": [f for f in images if f in test]}
+
+
+def _hash(file: Path, root: Path) -> int:
+    relative = file.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(relative, digest_size=8).digest(), "little")
+
+
+def _class(file: Path, listing: Listing) -> str:
+    if listing.classes is not None:
+        if label := listing.classes[file]:
+            return label
+        raise InputError(f"{listing.root / TABLE}: {file.name} has no label; accepted is one for each image")
+    own = file.relative_to(listing.root).parts[listing.skip : -1]
     if not own:
         raise InputError(f"{file}: lies in no subfolder, so it has no label; accepted is a subfolder for each class")
     return own[0]
 
 
-def _splits(root: Path) -> dict[str, list[Path]]:
-    if _has_splits(root):
-        return {split: _images_below(root / split) for split in ("train", "test")}
-    files = _images_below(root)
-    return {
-        "train": [file for file in files if not _in_test(file, root)],
-        "test": [file for file in files if _in_test(file, root)],
-    }
+class _Walk:
+    """The files below a folder, links followed, each folder but once; hidden ones are left out.
+
+    Attributes:
+        images: files with the suffix of an image, in the order of their paths.
+        others: files with another one.
+        links: folders that were seen before: links in a circle, say.
+        seen: all folders that were walked through, and those of the caller.
+    """
+
+    def __init__(self, root: Path, seen: set[tuple[int, int]]) -> None:
+        self.root, self.seen = root, set(seen)
+        self.links: list[Path] = []
+        found = []
+        for folder, below, names in os.walk(root, onerror=_unreadable, followlinks=True):
+            # Real folders first: one that a link leads to as well is read where it lies.
+            below.sort(key=lambda name, folder=folder: (os.path.islink(os.path.join(folder, name)), name))
+            below[:] = [name for name in below if not name.startswith(".") and self._is_new(Path(folder, name))]
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        found.sort(key=lambda path: path.relative_to(root).as_posix())
+        self.images = [path for path in found if path.suffix.lower() in files.suffixes()]
+        self.others = [path for path in found if path.suffix.lower() not in files.suffixes()]
+
+    def _is_new(self, folder: Path) -> bool:
+        try:
+            identity = _identity(folder)
+        except OSError as error:
+            _unreadable(error)
+        if identity in self.seen:
+            self.links += [folder] if folder.is_symlink() else []
+            return False
+        self.seen.add(identity)
+        return True
+
+    def notes(self) -> list[str]:
+        return _left_out(self.others, self.links, self.root)
 
 
-def _has_splits(root: Path) -> bool:
-    return os.path.isdir(root / "train") and os.path.isdir(root / "test")
-
-
-def _images_below(root: Path) -> list[Path]:
-    found = []
-    for folder, below, names in os.walk(root, onerror=_unreadable):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    images = [path for path in found if path.suffix.lower() in SUFFIXES]
-    return sorted(images, key=lambda path: path.relative_to(root).as_posix())
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same for a folder and for every link to it."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be read: {error}") from error
+    raise InputError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
 
 
-def _in_test(file: Path, root: Path) -> bool:
-    relative = file.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(relative, digest_size=8).digest(), "little") % TEST_SHARE == 0
+# --------------------------------------------------------------------------------------------------------------- table
 
 
-def read_celeba(name: str, split: str, size: int, download: bool) -> np.ndarray:
-    """CelebA's aligned faces as uint8 (N, 3, size, size): the centered 148x148 pixels of each, resized bilinearly.
-
-    Read from ESVAE_DATA_DIR/celeba: `img_align_celeba/*.jpg` and, beside that folder, `list_eval_partition.txt`.
-
-    Raises:
-        InputError: one of them was not found, the list is malformed, or an image is not 178x218 in color.
-    """
-    folders, root = where_celeba(name)
-    if root is None:
-        looked = folders[0] if folders else "ESVAE_DATA_DIR/celeba (ESVAE_DATA_DIR is not set)"
-        raise InputError(
-            f"{name}: no {CELEBA_FOLDER} with {CELEBA_LIST} beside it in {looked}; "
-            "get both from CelebA's own page (no download is offered here) and set ESVAE_DATA_DIR to celeba's parent"
-        )
-    files = [root / CELEBA_FOLDER / file for file in _celeba_files(root / CELEBA_LIST, CELEBA_PARTITIONS[split])]
-    if not files:
-        raise InputError(f"{root / CELEBA_LIST}: lists no image of partition {CELEBA_PARTITIONS[split]} ({split})")
-    return _decoded(root, split, size, files, channels=lambda: _celeba_channels(files), crop=CELEBA_CROP)
-
-
-def where_celeba(name: str) -> tuple[list[Path], Path | None]:
-    """The folders that are looked in, one or none, and the one that CelebA is found in, or None."""
-    own = places.data_dir()
-    folders = [own / "celeba"] if own else []
-    found = [f for f in folders if os.path.isdir(f / CELEBA_FOLDER) and os.path.isfile(f / CELEBA_LIST)]
-    return folders, found[0] if found else None
+def _by_table(table: Path) -> Listing:
+    root, rows = table.parent, _rows(table)
+    classes = {root / row["path"]: row["label"] for row in rows}
+    if len(classes) < len(rows):
+        twice = [path for path, count in Counter(row["path"] for row in rows).items() if count > 1]
+        raise InputError(f"{table}: lists {twice[0]!r:.80} twice; accepted is one line for each image")
+    splits = {root / row["path"]: row["split"] for row in rows}
+    images = sorted(classes, key=lambda path: path.relative_to(root).as_posix())
+    found, notes = _by_hash(images, root), []
+    if any(splits.values()):
+        test = "test" if "test" in splits.values() else "val"
+        notes += ["val is taken as the test set"] if test == "val" and "val" in splits.values() else []
+        found = {"train": [f for f in images if splits[f] == "train"], "test": [f for f in images if splits[f] == test]}
+        if rest := [f for f in images if splits[f] not in ("train", test)]:
+            notes.append(f"left out: {_counted(rest, 'image', root)} of the split val")
+    here = _Walk(root, {_identity(root)}).images
+    if rest := [file for file in here if file not in classes]:
+        notes.append(f"left out: {_counted(rest, 'image', root)} that {table.name} does not list")
+    return Listing(root, found, classes=classes, notes=notes)
 
 
-def _celeba_channels(files: list[Path]) -> int:
-    form, channels = _common_form(files)
-    if form != CELEBA_SIZE or channels != 3:
-        kind = "color" if channels == 3 else "grey"
-        raise InputError(f"{files[0]}: {form[0]}x{form[1]} {kind}, need 178x218 color (the aligned images)")
-    return channels
-
-
-def _celeba_files(path: Path, partition: str) -> list[str]:
-    if path.stat().st_size > CELEBA_LIST_MAX_BYTES:
-        raise InputError(f"{path}: {path.stat().st_size} bytes, need at most {CELEBA_LIST_MAX_BYTES}")
-    files = []
-    for number, line in enumerate(path.read_text(encoding="ascii", errors="replace").splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) != 2 or words[1] not in {"0", "1", "2"} or Path(words[0]).name != words[0]:
-            raise InputError(f"{path}, line {number}: got {line[:80]!r}, need a file name and 0, 1 or 2")
-        if words[1] == partition:
-            files.append(words[0])
-    return files
-
-
-def _common_form(files: list[Path]) -> tuple[tuple[int, int], int]:
-    """The (width, height) and the number of channels that all the files share, from their headers alone."""
-    first: tuple[tuple[int, int], int] | None = None
-    for file in cache.track(files, "checking images"):
-        with _open(file) as image:
-            form, mode = image.size, image.mode
-        if mode not in CHANNELS:
-            raise InputError(f"{file}: mode {mode}, accepted are {', '.join(CHANNELS)}")
-        if first is None:
-            first = form, CHANNELS[mode]
-        if (form, CHANNELS[mode]) != first:
-            raise InputError(
-                f"images differ: {files[0]} is {_describe(*first)}, {file} is {_describe(form, CHANNELS[mode])}; "
-                "all must have one size and be all grey or all color"
-            )
-    return first
-
-
-def _describe(form: tuple[int, int], channels: int) -> str:
-    return f"{form[0]}x{form[1]} {'grey' if channels == 1 else 'color'}"
-
-
-def _decoded(
-    root: Path, split: str, size: int, files: list[Path], channels: Callable[[], int], crop: int | None
-) -> np.ndarray:
-    """The images from the cache: one file per folder, split, size and crop, whatever the folder holds."""
-    where = root.resolve()
-    key = hashlib.blake2b(os.fsencode(where) + b"%d" % (crop or 0), digest_size=8).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", where.name)[:40]
-    path = places.cache_dir("images") / f"{name}-{key}-{split}-{size}.pixels"
-    return cache.images(path, files, root, size, channels, lambda file, c: _decode(file, c, size, crop))
-
-
-def _decode(file: Path, channels: int, size: int, crop: int | None) -> np.ndarray:
-    """One image as uint8 (channels, size, size)."""
-    with _open(file) as image:
-        pixels = image.convert("L" if channels == 1 else "RGB")
-    if crop is not None:
-        left, top = (pixels.width - crop) // 2, (pixels.height - crop) // 2
-        pixels = pixels.crop((left, top, left + crop, top + crop))
-    planes = np.asarray(resize(pixels, size)).reshape(size, size, channels).transpose(2, 0, 1)
-    return np.ascontiguousarray(planes)
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[Image.Image]:
-    """The image with its header read; whatever is wrong with the file, then or on decoding, is one InputError."""
+def _rows(table: Path) -> list[dict[str, str]]:
+    """`path`, `label`, and `split` ("train", "test", "val" or "") of each line of a table."""
+    if table.stat().st_size > TABLE_MAX_BYTES:
+        raise InputError(f"{table}: {table.stat().st_size} bytes, need at most {TABLE_MAX_BYTES}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                yield image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"{file}: too many pixels for an image of a data set: {error}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise InputError(f"{file}: cannot be read as PNG, JPEG, BMP or WebP: {error}") from error
+        reader = csv.reader(io.StringIO(table.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        lines = [(reader.line_num, [word.strip() for word in words]) for words in reader if any(words)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read as CSV in UTF-8: {error}") from error
+    names = [name.lower() for name in lines[0][1]] if lines else []
+    if sorted(names) not in (["label", "path"], ["label", "path", "split"]):
+        raise InputError(f"{table}, line 1: got {','.join(names)!r:.80}, accepted is a first line of {COLUMNS}")
+    rows = []
+    for number, words in lines[1:]:
+        if len(words) != len(names):
+            raise InputError(f"{table}, line {number}: got {len(words)} values, accepted are {len(names)}: {COLUMNS}")
+        row = {"split": ""} | dict(zip(names, words, strict=True))
+        path = Path(row["path"])
+        if path.is_absolute() or ".." in path.parts or not path.name or "\0" in row["path"]:
+            raise InputError(
+                f"{table}, line {number}: got {row['path']!r:.80}, accepted is a path below {table.parent}"
+            )
+        if "split" in names and row["split"].lower() not in SPLITS:
+            raise InputError(
+                f"{table}, line {number}: got split {row['split']!r:.80}, accepted are train, test and val"
+            )
+        rows.append(row | {"path": path.as_posix(), "split": SPLITS.get(row["split"].lower(), "")})
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------------- pixels
+
+
+def _decode(file: Path, channels: int, size: int, background: tuple[int, int, int]) -> np.ndarray:
+    return files.decode(file, channels, size, background=background)
+
+
+def _channels(path: Path, listing: Listing, background: tuple[int, int, int]) -> int:
+    """1 if all images, of both splits, are grey, else 3; says what is converted."""
+    forms = {file: files.form(file) for file in cache.track(listing.all, "checking images")}
+    color = [file for file, form in forms.items() if form.color]
+    grey = [file for file, form in forms.items() if not form.color]
+    colorful = len(set(background)) > 1 and any(form.alpha for form in forms.values())
+    several = [file for file, form in forms.items() if form.several]
+    notes = [f"{_counted(grey, 'grey image', listing.root)} beside {len(color)} in colour: read as colour"]
+    said = notes if grey and color else []
+    if several:
+        said.append(f"of {_counted(several, 'file', listing.root)} with several pictures the first is taken")
+    _say(path, said)
+    return 3 if color or colorful else 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- notes
+
+
+def _left_out(others: list[Path], links: list[Path], root: Path) -> list[str]:
+    notes = []
+    if others:
+        notes.append(f"left out: {_counted(others, 'file', root)} without the suffix of an image")
+    if links:
+        notes.append(f"left out: {_counted(links, 'link', root)} to folders that are read already")
+    return notes
+
+
+def _counted(found: Iterable[Path], what: str, root: Path) -> str:
+    """`4 files (a.txt, b.txt, c.txt, ...)`."""
+    found = list(found)
+    names = [path.relative_to(root).as_posix() for path in found[:NAMED]] + ["..."] * (len(found) > NAMED)
+    return f"{len(found)} {what}{'s' * (len(found) > 1)} ({', '.join(names)})"
+
+
+def _say(path: Path, notes: list[str]) -> None:
+    if notes and distributed.rank() == 0:
+        _warn_once(f"{path}: {'; '.join(notes)}")
+
+
+@functools.cache  # both splits are read, often several times: Python's own filter forgets what it has shown
+def _warn_once(line: str) -> None:
+    warnings.warn(line, stacklevel=2)
