@@ -1,0 +1,45 @@
+"""The language in which a neuron is written: Python's operators and a few functions, traced into a graph."""
+
+from .functions import (
+    abs,
+    atan,
+    cos,
+    detach,
+    erf,
+    exp,
+    floor,
+    log,
+    maximum,
+    minimum,
+    sigmoid,
+    sign,
+    sin,
+    spike,
+    sqrt,
+    tanh,
+    trunc,
+    where,
+)
+from .trace import NeuronError
+
+__all__ = [
+    "NeuronError",
+    "abs",
+    "atan",
+    "cos",
+    "detach",
+    "erf",
+    "exp",
+    "floor",
+    "log",
+    "maximum",
+    "minimum",
+    "sigmoid",
+    "sign",
+    "sin",
+    "spike",
+    "sqrt",
+    "tanh",
+    "trunc",
+    "where",
+]
