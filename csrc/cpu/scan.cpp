@@ -312,10 +312,9 @@ void fill(R* row, R value, int64_t n) {
 
 // ---------------------------------------------------------------------------------------------------- both ways
 
-// Neurons that a thread takes through time at once: an instruction then takes long against its call, and the rows that
-// it and its neighbours use stay in L1. With more rows than `kRowBytes` holds, fewer, down to 256: L2 is as small as
-// 512 KiB.
-constexpr int64_t kMostNeurons = 1024, kLeastNeurons = 256, kRowBytes = 512 << 10;
+// Bytes of a row of the neurons that a thread takes through time at once: an instruction then takes longer than its
+// call, and the rows that it and its neighbours use stay in L1 (twice as many take 1.2 times as long).
+constexpr int64_t kBytesOfRow = 2048;
 
 // What a call's pieces share.
 template <class R>
@@ -323,19 +322,18 @@ struct Plan {
   const Scan& a;
   const Program& program;
   RowIo<R> x_io, out_io;
-  int64_t piece, groups;  // neurons of a piece, and as rows have them
+  int64_t piece;  // neurons of a piece
   const int64_t* inputs;
   const int64_t* initial;
   const int64_t* parameters;
   const int64_t* others;  // behind them
   R rate;                 // the weight of each step in a mean over time
 
-  Plan(const Scan& call, const Program& of, int64_t rows)
+  Plan(const Scan& call, const Program& of)
       : a(call), program(of), x_io(row_io<R>(call.x_dtype)), out_io(row_io<R>(call.out_dtype)), inputs(call.tensors),
         initial(inputs + of.inputs), parameters(initial + of.states), others(parameters + of.parameters),
         rate(R(1) / static_cast<R>(call.steps)) {
-    piece = kMostNeurons;
-    while (piece > kLeastNeurons && rows * piece * static_cast<int64_t>(sizeof(R)) > kRowBytes) piece /= 2;
+    piece = kBytesOfRow / static_cast<int64_t>(sizeof(R));
     const int64_t share = (a.size / a.place.threads + 63) / 64 * 64;  // neurons do not depend on each other
     if (piece > share) piece = share < 64 ? 64 : share;
   }
@@ -443,7 +441,7 @@ void divide(R* sum, double* counted, int64_t steps, int64_t n) {
 template <class R>
 void forward(const Scan& a, const Program& p) {
   const Code<R> code(p, p.forward, a);
-  const Plan<R> plan(a, p, p.forward.rows + p.states);
+  const Plan<R> plan(a, p);
   const int64_t* const outs = plan.others;
   const int64_t* const last = outs + p.outs;
   const int64_t* const records = last + p.states;
@@ -525,7 +523,7 @@ struct BackwardRows {
 template <class R>
 void backward(const Scan& a, const Program& p) {
   const Code<R> advance(p, p.advance, a), adjoint(p, p.adjoint, a);
-  const Plan<R> plan(a, p, p.adjoint.rows + p.states * kChunk);
+  const Plan<R> plan(a, p);
   const int64_t saved = plan.others[0];
   const int64_t* const dout = plan.others + 1;
   const int64_t* const dlast = dout + p.outs;
