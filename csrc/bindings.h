@@ -80,9 +80,9 @@ Struct unpack(const char* name, const pybind11::bytes& packed) {
   return s;
 }
 
-template <class Result, class Struct>
-void define_kernel(pybind11::module_& m, const Kernels& (*kernels)(), const char* name,
-                   Result (*Kernels::*kernel)(const Struct&)) {
+template <class Table, class Result, class Struct>
+void define_kernel(pybind11::module_& m, const Table& (*kernels)(), const char* name,
+                   Result (*Table::*kernel)(const Struct&)) {
   m.def(name, [kernels, kernel, name](const pybind11::bytes& packed) {
     const Struct call = unpack<Struct>(name, packed);
     pybind11::gil_scoped_release release;
@@ -95,10 +95,15 @@ void define_kernel(pybind11::module_& m, const Kernels& (*kernels)(), const char
 }
 
 // Defines in `m` what calls the functions of `kernels()`.
-inline void define_kernels(pybind11::module_& m, const Kernels& (*kernels)()) {
+template <class Table>
+void define_kernels(pybind11::module_& m, const Table& (*kernels)()) {
   m.attr("layouts") = pybind11::dict();
-#define ESVAE_DEFINE(Result, name, Argument) define_kernel(m, kernels, #name, &Kernels::name);
+#define ESVAE_DEFINE(Result, name, Argument) \
+  define_kernel(m, kernels, #name, static_cast<Result (*Table::*)(Argument)>(&Table::name));
   ESVAE_KERNELS(ESVAE_DEFINE)
+  if constexpr (std::is_same_v<Table, CpuKernels>) {
+    ESVAE_CPU_KERNELS(ESVAE_DEFINE)
+  }
 #undef ESVAE_DEFINE
 }
 

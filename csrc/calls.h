@@ -136,6 +136,26 @@ ESVAE_STRUCT(BatchCorrection, ESVAE_BATCH_CORRECTION)
   X(Place, place)
 ESVAE_STRUCT(Poisson, ESVAE_POISSON)
 
+// A neuron given as its equations: a row program (cpu/program.h) takes every neuron through all time steps. On the CPU
+// alone. Shapes and types are as above; the order of `tensors`, of which 0 is "not there", "not wanted", is that of
+// scan.cpp.
+#define ESVAE_SCAN(X)                                                               \
+  X(DType, x_dtype)           /* of all inputs and their gradients */               \
+  X(DType, out_dtype)         /* of all outputs and their cotangents */             \
+  X(int64_t, size)                                                                  \
+  X(int64_t, steps)                                                                 \
+  X(Readout, readout)         /* of output 0, which is then (size) */               \
+  X(const double*, weights)   /* (T) for Readout::weights */                        \
+  X(const int64_t*, program)                                                        \
+  X(const double*, numbers)   /* initial states, parameters, constants */           \
+  X(const int64_t*, tensors)  /* their addresses */                                 \
+  X(int, surrogate)           /* esvae::SurrogateId */                              \
+  X(double, shape)                                                                  \
+  X(double, scale)                                                                  \
+  X(double, shift)                                                                  \
+  X(Place, place)
+ESVAE_STRUCT(Scan, ESVAE_SCAN)
+
 #define ESVAE_KERNELS(X)                            \
   X(void, lif_forward, const Lif&)                  \
   X(void, lif_backward, const Lif&)                 \
@@ -146,12 +166,20 @@ ESVAE_STRUCT(Poisson, ESVAE_POISSON)
   X(void, poisson_forward, const Poisson&)          \
   X(void, poisson_backward, const Poisson&)
 
+// What only the CPU has.
+#define ESVAE_CPU_KERNELS(X)           \
+  X(void, scan_forward, const Scan&)   \
+  X(void, scan_backward, const Scan&)
+
+#define ESVAE_MEMBER(Result, name, Argument) Result (*name)(Argument);
 struct Kernels {
   const char* name;
-#define ESVAE_MEMBER(Result, name, Argument) Result (*name)(Argument);
   ESVAE_KERNELS(ESVAE_MEMBER)
-#undef ESVAE_MEMBER
 };
+struct CpuKernels : Kernels {
+  ESVAE_CPU_KERNELS(ESVAE_MEMBER)
+};
+#undef ESVAE_MEMBER
 
 #define ESVAE_DECLARE(Result, name, Argument) Result name(Argument);
 #define ESVAE_ADDRESS(Result, name, Argument) , name

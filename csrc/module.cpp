@@ -6,6 +6,7 @@
 
 #include "bindings.h"
 #include "cpu/kernels.h"
+#include "cpu/program.h"
 #ifdef ESVAE_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -41,6 +42,9 @@ PYBIND11_MODULE(_esvae_kernels, m, py::mod_gil_not_used()) {
   m.def("set_isa", &set_isa, py::arg("name"), "Use one of isas() from now on, in the whole process.");
 
   define_kernels(m, &kernels);
+  py::dict ops;
+  for (const OpTraits& op : kOps) ops[op.name] = static_cast<int64_t>(op.code);
+  m.attr("scan_ops") = ops;
   m.attr("why_one_thread") = ESVAE_WHY_ONE_THREAD;
   m.attr("why_no_cuda") = ESVAE_WHY_NO_CUDA;
 #ifdef ESVAE_CUDA

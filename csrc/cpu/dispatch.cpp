@@ -7,14 +7,14 @@
 namespace esvae {
 namespace {
 
-#define ESVAE_TABLE(isa)                      \
-  [] {                                        \
-    using namespace isa;                      \
-    return Kernels{#isa ESVAE_KERNELS(ESVAE_ADDRESS)}; \
+#define ESVAE_TABLE(isa)                                                                      \
+  [] {                                                                                        \
+    using namespace isa;                                                                      \
+    return CpuKernels{{#isa ESVAE_KERNELS(ESVAE_ADDRESS)} ESVAE_CPU_KERNELS(ESVAE_ADDRESS)}; \
   }()
 
 struct Entry {
-  Kernels table;
+  CpuKernels table;
   bool supported;
 };
 
@@ -31,12 +31,12 @@ const Entry* entries(int& count) {
   return list;
 }
 
-std::atomic<const Kernels*> selected{nullptr};
+std::atomic<const CpuKernels*> selected{nullptr};
 
 }  // namespace
 
-const Kernels& kernels() {
-  if (const Kernels* table = selected.load(std::memory_order_acquire)) return *table;
+const CpuKernels& kernels() {
+  if (const CpuKernels* table = selected.load(std::memory_order_acquire)) return *table;
   int count;
   const Entry* list = entries(count);
   for (int i = 0; i < count; ++i)
