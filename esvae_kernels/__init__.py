@@ -3,6 +3,7 @@
 from . import nn, surrogate
 from .backends import available_backends, use_backend
 from .native import package_version, tune_allocator
+from .neuron import neuron
 from .ops.bn_lif import bn_lif
 from .ops.lif import lif
 from .ops.poisson import poisson
@@ -18,6 +19,7 @@ __all__ = [
     "available_backends",
     "bn_lif",
     "lif",
+    "neuron",
     "nn",
     "poisson",
     "surrogate",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import pytest
 import torch
 from kernel_helpers import assert_near, one_line, randn, uniform
@@ -9,13 +11,17 @@ from torch import Tensor
 
 from esvae_kernels import Hard, lif
 from esvae_kernels import dynamics as d
+from esvae_kernels.dynamics import trace as tracing
 from esvae_kernels.dynamics.derive import adjoint
 from esvae_kernels.dynamics.graph import OPS, Graph, Node, evaluate
 from esvae_kernels.dynamics.in_torch import operations
-from esvae_kernels.dynamics.trace import trace
 from esvae_kernels.surrogate import ATan, Triangular
 
 SURROGATE = ATan(1.5, shift=0.1)
+
+
+def trace(function: Callable[..., object], states: Mapping[str, float | str]) -> Graph:
+    return tracing.trace(function, states)[0]
 
 
 def alif(x, v, a, *, decay, threshold, jump, decay_a):

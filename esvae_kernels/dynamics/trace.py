@@ -215,8 +215,9 @@ def _ref(tracer: Tracer, op: str, k: int, value: Any) -> Ref:
     return float(value)
 
 
-def trace(function: Callable[..., Any], states: Mapping[str, str | float]) -> Graph:
-    """The graph of a function: its positional arguments that are no states are inputs, its keywords are parameters.
+def trace(function: Callable[..., Any], states: Mapping[str, str | float]) -> tuple[Graph, tuple[bool, bool]]:
+    """The graph of a function: its positional arguments that are no states are inputs, its keywords are parameters. And
+    whether it returns its output, and its state, alone in the place of a tuple.
 
     Raises:
         NeuronError, ValueError: one line, that names the line of the function where there is one.
@@ -245,6 +246,7 @@ def trace(function: Callable[..., Any], states: Mapping[str, str | float]) -> Gr
     symbols = {argument: Symbol(tracer, argument) for argument in (*positional, *parameters)}
     found = function(*[symbols[p] for p in positional], **{p: symbols[p] for p in parameters})
     outputs, following, records = _taken_apart(name, found, states)
+    alone = not isinstance(found[0], tuple), not isinstance(found[1], tuple)
 
     def refs(what: str, values: tuple[Any, ...]) -> tuple[Ref, ...]:
         result = []
@@ -268,7 +270,7 @@ def trace(function: Callable[..., Any], states: Mapping[str, str | float]) -> Gr
         nexts,
         tuple(recorded.items()),
     )
-    return Graph.from_text(_pruned(graph).text())  # as whoever reads its text has it
+    return Graph.from_text(_pruned(graph).text()), alone  # as whoever reads its text has it
 
 
 def _taken_apart(

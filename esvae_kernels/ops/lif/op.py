@@ -568,7 +568,7 @@ def prepare(
     for parameter, number in tensors.items():
         check.parameter(NAMES[parameter], number, inner, x.device)
     stacked, bits = stack_parameters(tensors, options.neuron, inner, state) if tensors else (None, 0)
-    weights = _weights(readout, options.neuron.steps, x.device) if kind == "weights" else None
+    weights = read_weights(readout, options.neuron.steps, x.device) if kind == "weights" else None
     return Prepared(stacked, bits, weights, slope, options)
 
 
@@ -688,7 +688,7 @@ def _columns(value: Tensor, size: int, inner: Sequence[int]) -> Tensor:
     return value.reshape(-1).expand(size)
 
 
-def _weights(readout: object, steps: int, device: torch.device) -> Tensor:
+def read_weights(readout: object, steps: int, device: torch.device) -> Tensor:
     if isinstance(readout, str):
         raise ValueError(f"readout: got {readout!r}, accepted are None, 'mean' or {steps} weights")
     try:

@@ -212,13 +212,14 @@ def lif(
         membrane.append(m)
         if states is not None:
             states.append((v, i))
-    return _read_out(spikes, weights, p).to(p.dtype), v, i, torch.stack(membrane) if p.record else None
+    return read_out(spikes, weights, READOUTS[p.readout]).to(p.dtype), v, i, torch.stack(membrane) if p.record else None
 
 
-def _read_out(spikes: list[Tensor], weights: Tensor | None, p: Neuron) -> Tensor:
-    if READOUTS[p.readout] is None:
+def read_out(spikes: list[Tensor], weights: Tensor | None, readout: str | None) -> Tensor:
+    """The spikes of every step (T, N, *), their mean over time, or their weighted sum."""
+    if readout is None:
         return torch.stack(spikes)
-    if READOUTS[p.readout] == "mean":
+    if readout == "mean":
         return _rate(spikes)
     assert weights is not None
     total = torch.zeros_like(spikes[0])

@@ -1,0 +1,1 @@
+"""Any neuron over all time steps: one generic op per direction."""
