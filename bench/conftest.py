@@ -89,9 +89,9 @@ def _configure_gpu(config: pytest.Config, device: torch.device) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The benchmarks of the drop-in layers and of small calls are of the CPU: they have no copy to compare with. That
+    """The benchmarks of the drop-in layers, small calls and neurons from equations are of the CPU. That
     of reading images is a program, and needs more packages."""
-    of_cpu = collection_path.name.startswith(("bench_dropin", "bench_calls", "bench_images"))
+    of_cpu = collection_path.name.startswith(("bench_dropin", "bench_calls", "bench_images", "bench_neuron"))
     return True if config.stash[_GPU] is not None and of_cpu else None
 
 

@@ -48,20 +48,23 @@ def register(
 
 def _noticed(arguments: Sequence[object]) -> bool:
     """Whether a mode, a transform, a trace, a profiler, or a tensor that is no plain one waits for the op."""
-    if (
+    return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
-    ):
-        return True
+        or _special(arguments)
+    )
+
+
+def _special(arguments: Sequence[object]) -> bool:
     argument: Any  # of a type that `kind` tells, which mypy does not follow
     for argument in arguments:
         kind = type(argument)
         if kind is Tensor:
             if argument.is_neg() or argument.is_meta:
                 return True
-        elif kind not in _PLAIN:
+        elif kind not in _PLAIN and not (kind is list and not _special(argument)):
             return True
     return False
 

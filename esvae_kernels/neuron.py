@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
 from typing import Any
@@ -14,6 +15,7 @@ from . import check
 from .dynamics.trace import NeuronError, trace
 from .library import learning
 from .ops.lif.op import Number, Readout, read_weights, stored_rows
+from .ops.lif.plan import KEPT
 from .ops.lif.reference import READOUTS, state_dtype
 from .scan.op import Call, scan_apply
 from .scan.options import Options
@@ -61,6 +63,14 @@ class Neuron:
         signature = inspect.signature(function).parameters.values()
         self._positional = [p.name for p in signature if p.kind is not p.KEYWORD_ONLY]
         self._defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        # A call with one input, numbers for parameters, and states at initial values that are numbers.
+        self._calls: dict[Any, Call] = {}
+        ready = len(self.graph.inputs) == 1 and not any(isinstance(value, str) for _, value in self.graph.states)
+        self._alone = 1 + len(self.graph.parameters) if ready else -1
+        self._needed_in_order = (*self.graph.inputs, *self.graph.parameters)
+        self._needed = frozenset(self._needed_in_order)
+        self._form = f"{len(self.graph.parameters)}d"
+        self._nothing = (None,) * (len(self.graph.states) + len(self.graph.parameters) + 2)
         for name in (*self._positional, *self.graph.parameters):
             if name in _OWN:
                 raise NeuronError(f"neuron {function.__name__}: got an argument named {name}, which every neuron has")
@@ -104,21 +114,60 @@ class Neuron:
         Raises:
             TypeError, ValueError: one line naming the argument, what came and what is accepted.
         """
-        graph = self.graph
         given = self._bound(tensors, named)
+        graph, key, call = self.graph, None, None
+        x = given[graph.inputs[0]]
+        records = (record,) if isinstance(record, str) else tuple(record)
+        # What is found of a call is kept for the next one with the same numbers, options and shape, as most are.
+        alone = len(given) == self._alone and type(x) is Tensor and (readout is None or type(readout) is str)
+        if alone and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None:
+            values = [given[name] for name in graph.parameters]
+            try:
+                options = (readout, records, dtype, steps, type(steps), getattr(surrogate, "key", None))
+                types = tuple(map(type, values))
+                if Tensor not in types and torch.nn.Parameter not in types:
+                    key = (x.shape, x.dtype, x.layout, struct.pack(self._form, *values), types, *options)
+                    call = self._calls.get(key)
+            except (TypeError, struct.error):  # tensors among them, or wrong: told of below
+                key = None
+        shape = weights = None
+        kept: Sequence[Tensor | None] = ()
+        if call is None:
+            call, kept, weights, shape = self._prepared(given, surrogate, readout, records, dtype, steps)
+            if key is not None and shape is None:
+                if len(self._calls) >= KEPT:
+                    self._calls.clear()
+                self._calls[key] = call
+        learnt = weights is not None and call.options.readout == 0  # by them, which the ops give no gradient
+        flat = (*kept, None if learnt else weights, shape) if kept else (x, *self._nothing)
+        found = scan_apply(call, flat, stored_rows(call.steps))
+        a = len(graph.outputs)
+        b = a + len(graph.states)
+        outs, last = found[:a], found[a:b]
+        if learnt and weights is not None:
+            outs = (torch.tensordot(weights.to(outs[0].dtype), outs[0], 1), *outs[1:])
+        one_output, one_state = self._shapes
+        results = (outs[0] if one_output else outs, last[0] if one_state else last)
+        return (*results, dict(zip(records, found[b:], strict=True))) if records else results
+
+    def _prepared(
+        self,
+        given: Mapping[str, Any],
+        surrogate: Surrogate,
+        readout: Readout,
+        records: tuple[str, ...],
+        dtype: torch.dtype | None,
+        steps: int | None,
+    ) -> tuple[Call, tuple[Tensor | None, ...], Tensor | None, Tensor | None]:
+        """Checks a call: what of it is no tensor, its tensors, readout weights, and the surrogate's shape."""
+        graph = self.graph
         inputs = [given[name] for name in graph.inputs]
         for name, x in zip(graph.inputs, inputs, strict=True):
-            check.floating(
-                name, x, 1 if steps is not None else 2, "(T, N, *)" if steps is None else "(N, *) with steps="
-            )
-        x = inputs[0]
+            check.floating(name, x, 2 if steps is None else 1, "(T, N, *)" if steps is None else "(N, *) with steps=")
+        x, first = inputs[0], graph.inputs[0]
         for name, other in zip(graph.inputs[1:], inputs[1:], strict=True):
             check.like(name, other, tuple(x.shape), x.dtype, x.device)
-        time = (
-            check.steps(f"{graph.inputs[0]}'s time axis T", x.shape[0])
-            if steps is None
-            else check.steps("steps", steps)
-        )
+        time = check.steps(f"{first}'s time axis T", x.shape[0]) if steps is None else check.steps("steps", steps)
         inner, state = x.shape[1:] if steps is None else x.shape, state_dtype(x.dtype)
         parameters, numbers = self._parameters(given, inner, state, x.device)
         held = []
@@ -131,7 +180,6 @@ class Neuron:
             held.append(value)
         surrogate = check.surrogate(surrogate)
         shape = surrogate.parameter if isinstance(surrogate.parameter, Tensor) else None
-        records = (record,) if isinstance(record, str) else tuple(record)
         for name in records:
             if name not in dict(graph.records):
                 known = ", ".join(repr(r) for r, _ in graph.records) or "nothing"
@@ -142,11 +190,10 @@ class Neuron:
         kind = readout if readout is None or (isinstance(readout, str) and readout == "mean") else "weights"
         if kind == "weights":
             weights = read_weights(readout, time, x.device)
-        afterwards = weights is not None and learning(weights)  # the ops give the weights no gradient
-        if afterwards:
-            kind = None
-        tensors_of_all = (*inputs, *held, *parameters.values())
-        learns = dtype is torch.uint8 and learning(*tensors_of_all)
+            if learning(weights):  # the ops give them no gradient
+                kind = None
+        tensors = (*inputs, *held, *parameters.values())
+        learns = dtype is torch.uint8 and learning(*tensors)
         spikes = kind is None and surrogate.spiking and all(self._spikes(k) for k in range(len(graph.outputs)))
         options = Options(
             self._text,
@@ -160,34 +207,28 @@ class Neuron:
             steps is not None,
             records,
         )
-        learnt = tuple(value is not None for value in parameters.values())
-        call = Call(options, options.text(), tuple(numbers.values()), time, learnt)
-        flat = (*inputs, *held, *parameters.values(), None if afterwards else weights, shape)
-        found = scan_apply(call, flat, stored_rows(time))
-        outs, last = list(found[: len(graph.outputs)]), found[len(graph.outputs) :]
-        if afterwards and weights is not None:
-            outs[0] = torch.tensordot(weights.to(outs[0].dtype), outs[0], 1)
-        recorded = dict(zip(records, last[len(graph.states) :], strict=True))
-        one_output, one_state = self._shapes
-        results = (outs[0] if one_output else tuple(outs), last[0] if one_state else tuple(last[: len(graph.states)]))
-        return (*results, recorded) if records else results
+        first_state, first_parameter = len(graph.inputs), len(graph.inputs) + len(graph.states)
+        counts = first_state, first_parameter, first_parameter + len(graph.parameters)
+        call = Call(options, options.text(), tuple(numbers.values()), time, counts)
+        return call, tensors, weights, shape
 
     def _bound(self, tensors: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name."""
-        name = self.__name__
-        if len(tensors) > len(self._positional):
-            raise TypeError(f"{name}: got {len(tensors)} tensors, accepted are {', '.join(self._positional)}")
-        given = self._defaults | dict(zip(self._positional, tensors, strict=False))
-        for argument, value in named.items():
-            if argument not in self.graph.leaves:
-                known = ", ".join((*self.graph.parameters, *_OWN))
-                raise TypeError(f"{name}: got the unknown keyword {argument}, accepted are {known}")
-            if argument in self._positional[: len(tensors)]:
+        """Arguments by name: every input and parameter, and the states that are given."""
+        name, positional = self.__name__, self._positional
+        if len(tensors) > len(positional):
+            raise TypeError(f"{name}: got {len(tensors)} tensors, accepted are {', '.join(positional)}")
+        given = {**self._defaults, **dict(zip(positional, tensors, strict=False)), **named}
+        if len(given) != self._alone or not given.keys() >= self._needed:
+            for argument in named:
+                if argument not in self.graph.leaves:
+                    known = ", ".join((*self.graph.parameters, *_OWN))
+                    raise TypeError(f"{name}: got the unknown keyword {argument}, accepted are {known}")
+            for argument in self._needed_in_order:
+                if argument not in given:
+                    raise TypeError(f"{name}: got no {argument}, accepted is a call with it")
+        for argument in positional[: len(tensors)]:
+            if argument in named:
                 raise TypeError(f"{name}: got {argument} twice, accepted is once")
-            given[argument] = value
-        for argument in (*self.graph.inputs, *self.graph.parameters):
-            if argument not in given:
-                raise TypeError(f"{name}: got no {argument}, accepted is a call with it")
         return given
 
     def _parameters(

@@ -19,7 +19,14 @@ def blocks(path: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "first", ["import torch\nimport esvae_kernels", "import torch\nfrom torch", "from sklearn", "from pathlib"]
+    "first",
+    [
+        "import torch\nimport esvae_kernels",
+        "import torch\nfrom esvae_kernels import neuron",
+        "import torch\nfrom torch",
+        "from sklearn",
+        "from pathlib",
+    ],
 )
 def test_readme(first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,6 @@ import array
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import native
@@ -64,7 +63,7 @@ class _Program:
 
 def _program(plan: Plan, parameters: Sequence[Tensor | None], numbers: Sequence[float], backward: bool) -> _Program:
     shapes = tuple([_shape_of(parameter, plan) for parameter in parameters])
-    key = backward, shapes, tuple(map(repr, numbers))
+    key = backward, shapes, array.array("d", numbers).tobytes()  # as bytes: 0.0 and -0.0 are equal
     program: _Program | None = plan.kept.get(key)
     if program is None:
         if len(plan.kept) >= 64:  # a schedule
@@ -74,7 +73,6 @@ def _program(plan: Plan, parameters: Sequence[Tensor | None], numbers: Sequence[
 
 
 def scan(
-    backend: str,
     plan: Plan,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
@@ -82,19 +80,15 @@ def scan(
     numbers: Sequence[float],
     weights: Tensor | None,
     shape: float | None,
-    outputs: Sequence[Tensor | None],
-    last: Sequence[Tensor],
-    records: Sequence[Tensor],
-    saved: Tensor | None,
+    results: Sequence[Tensor | None],
 ) -> None:
-    """Fills outputs, last states, records and, where it has rows, `saved`."""
+    """Fills `results`: outputs, last states, records and, where it is there, what is saved for the backward."""
     if plan.size():
         program = _program(plan, parameters, numbers, False)
-        program([*inputs, *states, *parameters, *outputs, *last, *records, saved], weights, shape)
+        program([*inputs, *states, *parameters, *results], weights, shape)
 
 
 def scan_backward(
-    backend: str,
     plan: Plan,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
@@ -114,4 +108,4 @@ def scan_backward(
     else:
         for gradient in gradients:
             if gradient is not None:
-                torch.nn.init.zeros_(gradient)
+                gradient.zero_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +46,7 @@ def _scan_fake(
     plan = Plan(inputs[0], decoded(text), steps)
     plan.check(inputs, states, parameters, numbers, weights)
     plan.check_saved(None, saved_rows)
-    outs, last, records, saved = plan.outputs(saved_rows)
-    return [*outs, *last, *records, saved]
+    return plan.outputs(saved_rows)
 
 
 def _scan(
@@ -65,9 +63,8 @@ def _scan(
     plan = plan_of(inputs[0], text, steps)
     plan.check(inputs, states, parameters, numbers, weights)
     plan.check_saved(None, saved_rows)
-    outs, last, records, saved = plan.outputs(saved_rows)
-    results = [*outs, *last, *records, saved]
-    options = _with_shape(plan.options, shape)
+    results = plan.outputs(saved_rows)
+    options, saved = _with_shape(plan.options, shape), results[-1]
     backend, room = backends.room(__package__, plan.device, ("native",))
     if room is None or backend != "cpu":
         every: list[tuple[Tensor, ...]] = []
@@ -80,7 +77,6 @@ def _scan(
         return results
     dense = plan.dense
     room.scan(
-        backend,
         plan,
         [dense(x) for x in inputs],
         [dense(state) for state in states],
@@ -88,10 +84,7 @@ def _scan(
         numbers,
         weights,
         None if shape is None else options.shape,
-        outs,
-        last,
-        records,
-        saved if saved_rows else None,
+        results if saved_rows else [*results[:-1], None],
     )
     return results
 
@@ -164,7 +157,6 @@ def _scan_backward(
     plan.check_saved(saved)
     dense = plan.dense
     room.scan_backward(
-        backend,
         plan,
         [dense(x) for x in inputs],
         [dense(state) for state in states],
@@ -249,13 +241,13 @@ class Call(NamedTuple):
     text: str
     numbers: tuple[float, ...]  # of the parameters
     steps: int
-    learnt: tuple[bool, ...]  # the parameters that are tensors
+
+    counts: tuple[int, int, int]  # of inputs; and states; and parameters
 
     def kinds(self, tensors: Sequence[Any]) -> tuple[list[Any], ...]:
         """(inputs, states, parameters, [weights, shape]) of the tensors of an autograd function."""
-        graph = self.options.graph
-        ends = list(accumulate((len(graph.inputs), len(graph.states), len(graph.parameters), 2)))
-        return tuple([list(tensors[a:b]) for a, b in zip((0, *ends), ends, strict=False)])
+        a, b, c = self.counts
+        return list(tensors[:a]), list(tensors[a:b]), list(tensors[b:c]), list(tensors[c : c + 2])
 
 
 class _Scan(torch.autograd.Function):

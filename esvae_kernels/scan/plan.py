@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from ..ops.lif.reference import READOUTS, state_dtype
 from .options import Options, decoded
 from .reference import CHUNK
 
+_Form: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides, dtype of what is to be made
+_KINDS = ("inputs", "states", "parameters", "numbers")
 _There = TypeVar("_There", Tensor, Tensor | None)
 
 
@@ -32,7 +34,10 @@ class Plan:
         self.state_dtype = state_dtype(x.dtype)
         right = steps >= 1 and (options.constant or self.shape[0] == steps)
         require(right, lambda: f"steps: got {steps} for an input {self.shape}")
+        graph = options.graph
+        self.counts = len(graph.inputs), len(graph.states), len(graph.parameters), len(graph.parameters)
         self.kept: dict[Any, Any] = {}  # what a backend makes of it once
+        self._forms: dict[Any, list[_Form | None]] = {}
 
     def size(self) -> int:
         return math.prod(self.inner)
@@ -52,22 +57,16 @@ class Plan:
         weights: Tensor | None,
     ) -> None:
         """What the kernels take for granted: they have addresses alone."""
-        graph = self.options.graph
-        for what, found, names in (
-            ("inputs", inputs, graph.inputs),
-            ("states", states, graph.states),
-            ("parameters", parameters, graph.parameters),
-            ("numbers", numbers, graph.parameters),
-        ):
-            if len(found) != len(names):
-                raise ValueError(f"{what}: got {len(found)}, accepted are {len(names)}")
-        for tensor in inputs:
+        for what, found, count in zip(_KINDS, (inputs, states, parameters, numbers), self.counts, strict=True):
+            if len(found) != count:
+                raise ValueError(f"{what}: got {len(found)}, accepted are {count}")
+        for tensor in inputs[1:]:
             self.require("inputs", tensor, self.shape, self.x_dtype)
-        for state, (name, initial) in zip(states, graph.states, strict=True):
-            if state is None:
-                require(not isinstance(initial, str), lambda n=name: f"states: got none for {n}")  # type: ignore[misc]
-            else:
+        for state, (name, initial) in zip(states, self.options.graph.states, strict=True):
+            if state is not None:
                 self.require("states", state, self.inner, self.state_dtype)
+            elif isinstance(initial, str):
+                raise ValueError(f"states: got none for {name}, accepted is a tensor: it starts at {initial}")
         for parameter in parameters:
             if parameter is not None:
                 count = parameter.numel()
@@ -115,25 +114,42 @@ class Plan:
             ),
         )
 
-    def empty(self, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        shape = (*leading, *self.inner)
-        strides = layout.strides(shape, self.channels_last, len(leading) + 1)
-        return torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
-
-    def outputs(self, saved_rows: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    def outputs(self, saved_rows: int) -> list[Tensor]:
         """Outputs, last states, records, saved."""
-        o, state = self.options, self.state_dtype
-        outs = [self.empty(() if k == 0 and o.readout else (self.steps,), o.dtype) for k in range(len(o.graph.outputs))]
-        last = [self.empty((), state) for _ in o.graph.states]
-        records = [self.empty((self.steps,), state) for _ in o.record]
-        return outs, last, records, self.empty((len(o.graph.states), saved_rows), state)
+        if type(saved_rows) is not int:  # a symbol, which has no hash
+            return self._made(self._output_forms(saved_rows))  # type: ignore[return-value]
+        forms = self._forms.get(saved_rows)
+        if forms is None:
+            forms = self._forms[saved_rows] = self._output_forms(saved_rows)
+        return self._made(forms)  # type: ignore[return-value]
 
     def gradients(self, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Of inputs, states and, per neuron, parameters."""
-        graph = self.options.graph
-        of_input = (() if self.options.constant else (self.steps,), self.x_dtype)
-        kinds = [of_input] * len(graph.inputs) + [((), self.state_dtype)] * (len(graph.leaves) - len(graph.inputs))
-        return [self.empty(*kind) if there else None for kind, there in zip(kinds, wanted, strict=True)]
+        key = tuple(wanted)
+        forms = self._forms.get(key)
+        if forms is None:
+            inputs, states, parameters, _ = self.counts
+            kinds = [self._form(() if self.options.constant else (self.steps,), self.x_dtype)] * inputs
+            kinds += [self._form((), self.state_dtype)] * (states + parameters)
+            forms = [kind if there else None for kind, there in zip(kinds, key, strict=True)]
+            self._forms[key] = forms
+        return self._made(forms)
+
+    def _output_forms(self, saved_rows: int) -> list[_Form | None]:
+        o, state, steps = self.options, self.state_dtype, (self.steps,)
+        forms: list[_Form | None] = [
+            self._form(() if k == 0 and o.readout else steps, o.dtype) for k in range(len(o.graph.outputs))
+        ]
+        forms += [self._form((), state)] * self.counts[1] + [self._form(steps, state)] * len(o.record)
+        return [*forms, self._form((self.counts[1], saved_rows), state)]
+
+    def _form(self, leading: tuple[int, ...], dtype: torch.dtype) -> _Form:
+        shape = (*leading, *self.inner)
+        return shape, layout.strides(shape, self.channels_last, len(leading) + 1), dtype
+
+    def _made(self, forms: Sequence[_Form | None]) -> list[Tensor | None]:
+        empty, device = torch.empty_strided, self.device
+        return [None if f is None else empty(f[0], f[1], dtype=f[2], device=device) for f in forms]
 
     def dense(self, tensor: _There) -> _There:
         """A tensor in this call's layout."""
