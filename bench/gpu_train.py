@@ -40,6 +40,7 @@ MINUTES = 0.2  # between two checkpoints: one comes within SHIFT
 INTERRUPTED = 130
 GRIDS = 40  # epochs whose grids are kept, 0.2 MB each
 LARGEST = 16 << 20
+_AS_DATA = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python before 3.11.4 has no filters
 TINY = [  # the preset `best` in seconds
     *("--model.latent", "4", "--model.steps", "2", "--model.mixture-components", "2", "--train.batch-size", "64"),
     *("--train.epochs", "2", "--train.time-steps", "1/2@1,1/2@2"),
@@ -83,7 +84,7 @@ class Training:
         for name in ("run.tar", "model.tar"):
             if (self.out / name).exists():
                 with tarfile.open(self.out / name) as tar:
-                    tar.extractall(self.out, filter="data")
+                    tar.extractall(self.out, **_AS_DATA)
 
     def other(self) -> str | None:
         """The preset of the run that is there, where another one is asked for."""

@@ -82,7 +82,9 @@ def assert_close(run: Run, other: Run) -> None:
     for record, expected in zip(run.metrics(), other.metrics(), strict=True):
         assert record.keys() == expected.keys()
         for name in record.keys() - {"seconds"}:
-            assert record[name] == pytest.approx(expected[name], rel=1e-4), (record["step"], name)
+            value = expected[name]
+            near = value if isinstance(value, str) else pytest.approx(value, rel=1e-4)
+            assert record[name] == near, (record["step"], name)
     (parts, _), (expected_parts, _) = run.load(), other.load()
     for name, tensors in expected_parts.items():
         torch.testing.assert_close(parts[name], tensors, rtol=1e-4, atol=1e-4)
