@@ -6,6 +6,7 @@ import array
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import native
@@ -30,7 +31,8 @@ class _Program:
 
     def __init__(self, plan: Plan, shapes: Sequence[Shape], numbers: Sequence[float], backward: bool) -> None:
         o = plan.options
-        code, literals = rows.program(o.graph, o.record, o.adjoint if backward else None, not o.spiking)
+        single, adjoint = plan.state_dtype == torch.float32, o.adjoint if backward else None
+        code, literals = rows.program(o.graph, o.record, adjoint, not o.spiking, single)
         constant = [o.constant] * len(o.graph.inputs)
         self.words = array.array("q", rows.words(code, constant, shapes))
         # A state whose initial value is a parameter is always given as a tensor.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import native
 from ..dynamics.graph import Graph, Node, Ref, Step
+from ..dynamics.lower import lowered
 
 _MASKED = {"spike": "le", "spike_above": "lt"}  # m >= threshold is threshold <= m
 
@@ -24,12 +25,15 @@ class Constants:
         return at
 
 
-def program(graph: Graph, records: Sequence[str], adjoint: Step | None, smooth: bool) -> tuple[list[int], list[float]]:
+def program(
+    graph: Graph, records: Sequence[str], adjoint: Step | None, smooth: bool, single: bool
+) -> tuple[list[int], list[float]]:
     """The counts of kinds, then the sections, without what describes inputs and parameters, which is `words`'. And the
-    literals. `adjoint`: of graph.step(records), to go backward."""
+    literals. `adjoint`: of graph.step(records), to go backward. `single`: the states are of fp32."""
     constants = Constants()
     forward = graph.step(records if adjoint is None else ())
-    sections = [_compiled(forward, smooth)] + ([] if adjoint is None else [_compiled(adjoint, smooth)])
+    parts = [forward] if adjoint is None else [forward, adjoint]
+    sections = [_compiled(lowered(part) if single else part, smooth) for part in parts]
     for nodes, wanted in sections:  # all literals are known before rows are numbered
         for _, args in nodes:
             for arg in args:
