@@ -77,12 +77,12 @@ def sqrt(x: Any) -> Any:
 
 
 def sin(x: Any) -> Any:
-    """The sine of x in radians."""
+    """The sine of x in radians. In fp32 NaN where |x| > 2^13."""
     return _call("sin", x)
 
 
 def cos(x: Any) -> Any:
-    """The cosine of x in radians."""
+    """The cosine of x in radians. In fp32 NaN where |x| > 2^13."""
     return _call("cos", x)
 
 
