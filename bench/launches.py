@@ -21,6 +21,7 @@ from esvae_kernels import backends
 from esvae_kernels.ops.bn_lif import op as bn_lif_op
 from esvae_kernels.ops.lif import op as lif_op
 from esvae_kernels.ops.poisson import op as poisson_op
+from esvae_kernels.scan import op as scan_op
 
 REPLACED = {  # the raw ops by what they run on a device; of meta tensors torch would ask for the shapes alone
     lif_op: {"lif_fwd": lif_op._lif, "lif_bwd": lif_op._lif_backward},
@@ -30,6 +31,7 @@ REPLACED = {  # the raw ops by what they run on a device; of meta tensors torch 
         "bn_lif_statistics": bn_lif_op._statistics,
         "bn_lif_correct": bn_lif_op._correct,
     },
+    scan_op: {"scan_fwd": scan_op._scan, "scan_bwd": scan_op._scan_backward},
     poisson_op: {"poisson_fwd": poisson_op._poisson, "poisson_bwd": poisson_op._poisson_backward},
 }
 

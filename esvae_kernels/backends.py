@@ -150,12 +150,10 @@ def _say_that_it_is_slow(device: str) -> None:
     warnings.warn(f"esvae_kernels runs on the slow reference, no other backend can run ({reasons})", stacklevel=2)
 
 
-def room(package: str, device: torch.device, files: tuple[str, ...] | None = None) -> tuple[str, ModuleType | None]:
+def room(package: str, device: torch.device) -> tuple[str, ModuleType | None]:
     """The backend for a tensor on `device`, and the file of an op's room that runs it, whose functions are told the
-    backend; None for the reference, which has other arguments. `files`: those that there are, if not all."""
+    backend; None for the reference, which has other arguments."""
     name = pick(device)
-    if files is not None and _BACKENDS[name].file not in files:
-        return name, None
     return name, _file(package, name)
 
 

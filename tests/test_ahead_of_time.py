@@ -23,7 +23,8 @@ import torch
 from sampling import takes_all
 
 import esvae_kernels as ek
-from esvae_kernels import layout
+from esvae_kernels import dynamics, layout
+from esvae_kernels.neurons import alif
 from esvae_kernels.surrogate import ATan, Rectangular, Sigmoid, StraightThrough
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -222,6 +223,30 @@ def test_plain_kernels_have_no_others(rows: list[Row]) -> None:
 
     plain = [r for r in rows if ALL[r.case].wide and r.target[0] == "cuda"]
     assert [r for r in plain if r.compiled.narrowest < least(r.launch)] == []
+
+
+@ek.neuron(states={"v": 0.0, "u": 0.0, "w": 0.0})
+def three_states(x, v, u, w, *, decay, jump):
+    m = decay * v + u + x
+    s = dynamics.spike(m, 1.0 + jump * w)
+    return s, (m * (1 - s), decay * u + x, dynamics.minimum(jump * w + s, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("name", ["alif", "three_states"])
+def test_neurons_from_equations(name: str, dtype: torch.dtype, pytestconfig: pytest.Config) -> None:
+    """Neither fused multiply-adds nor local memory, and accesses of 16 bytes, for up to three states."""
+    function = {"alif": alif, "three_states": three_states}[name]
+    options = {"decay": 0.9, "jump": 0.1} | ({"threshold": 1.0, "decay_a": 0.9} if name == "alif" else {})
+    with recording() as launches:
+        outputs, _ = function(_empty(40, 64, 128, dtype=dtype), **options)
+        _differentiate(outputs)
+    assert [launch.kernel for launch in launches] == ["forward", "backward"]
+    for launch in launches:
+        for target in NVIDIA + AMD if takes_all(pytestconfig) else [("cuda", 90, 32)]:
+            found = compile_for(launch, target)
+            assert (found.stack, found.wide > 0 or launch.kernel == "backward") == (0, True), (launch.kernel, found)
+            assert found.fused == 0 or target[0] == "hip"
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])

@@ -93,6 +93,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(backends._BACKENDS, "triton", able)
     monkeypatch.setattr(tiles, "launch", _launch)
     monkeypatch.setattr(libdevice, "atan", _elementwise(np.arctan))
+    monkeypatch.setattr(libdevice, "tanh", _elementwise(np.tanh))
     monkeypatch.setattr(libdevice, "trunc", _elementwise(np.trunc))
     monkeypatch.setattr(libdevice, "fast_dividef", _elementwise(np.divide))
     monkeypatch.setattr(InterpreterBuilder, "create_splat", _splat)

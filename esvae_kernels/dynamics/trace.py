@@ -6,6 +6,7 @@ import inspect
 import linecache
 import math
 import numbers
+import re
 import sys
 from collections.abc import Callable, Mapping
 from types import CodeType, FrameType
@@ -240,8 +241,9 @@ def trace(function: Callable[..., Any], states: Mapping[str, str | float]) -> tu
     if not inputs:
         raise NeuronError(f"neuron {name}: got no input, accepted is at least one argument that is no state")
     for argument in (*positional, *parameters):
-        if argument[0] == "t" and argument[1:].isdigit():
-            raise NeuronError(f"neuron {name}: got an argument named {argument}, accepted is any but t0, t1, ...")
+        if re.fullmatch(r"t\d+|d_(out|next)\d+|d_record_.*", argument):  # names of a graph's own
+            accepted = "any but t0, d_out0, d_next0, d_record_..., and the like"
+            raise NeuronError(f"neuron {name}: got an argument named {argument}, accepted is {accepted}")
     tracer = Tracer(name, function.__code__)
     symbols = {argument: Symbol(tracer, argument) for argument in (*positional, *parameters)}
     found = function(*[symbols[p] for p in positional], **{p: symbols[p] for p in parameters})

@@ -65,8 +65,8 @@ def _scan(
     plan.check_saved(None, saved_rows)
     results = plan.outputs(saved_rows)
     options, saved = _with_shape(plan.options, shape), results[-1]
-    backend, room = backends.room(__package__, plan.device, ("native",))
-    if room is None or backend != "cpu":
+    backend, room = backends.room(__package__, plan.device)
+    if room is None or backend == "cuda":  # which has no engine for equations
         every: list[tuple[Tensor, ...]] = []
         found = reference.scan(inputs, states, parameters, numbers, weights, options, steps, every)
         for result, value in zip(results, (t for kind in found for t in kind), strict=False):
@@ -143,8 +143,8 @@ def _scan_backward(
     plan.check_cotangents(douts, dlast, drecords)
     options, cotangents = _with_shape(plan.options, shape), [*douts, *dlast, *drecords]
     gradients = plan.gradients(wanted)
-    backend, room = backends.room(__package__, plan.device, ("native",))
-    if room is None or backend != "cpu":
+    backend, room = backends.room(__package__, plan.device)
+    if room is None or backend == "cuda":  # which has no engine for equations
         given = [*inputs, *states, *_elements(parameters, numbers, plan)]
         found = differentiate(_reference(options, steps, len(inputs), len(states), numbers, weights), given, cotangents)
         first = len(inputs) + len(states)
