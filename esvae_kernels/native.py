@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,11 @@ def _load() -> tuple[ModuleType | None, str]:
     built, package = module.__version__, package_version()
     if built != package:
         return None, f"the compiled module is of version {built}, the package of {package}; `pip install .` again"
+    if width := os.environ.get("ESVAE_ISA"):
+        try:
+            module.set_isa(width)
+        except ValueError as error:
+            raise ValueError(f"ESVAE_ISA: {str(error).removeprefix('isa: ')}") from None
     return module, ""
 
 

@@ -58,6 +58,15 @@ def test_unknown_vector_width() -> None:
     assert native.module.isa() == before
 
 
+@needs_compiled
+def test_a_variable_forces_the_vector_width() -> None:
+    code = "import _esvae_kernels as m; from esvae_kernels import native; print(m.isa())"
+    for width, line in (("baseline", "baseline"), ("mmx", "ValueError: ESVAE_ISA: got 'mmx', this processor runs")):
+        where = {"env": os.environ | {"ESVAE_ISA": width}, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, "-c", code], **where)
+        assert line in (done.stdout + done.stderr).strip().split("\n")[-1]
+
+
 def test_the_fastest_runs_by_default() -> None:
     assert backends.pick(CPU) == "cpu"
     assert backends.pick(torch.device("meta")) == "reference"

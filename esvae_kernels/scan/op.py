@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import backends
 from ..library import Autograd, autograd_of, differentiate, differentiate_twice, eager, learning, register
+from ..ops.lif.reference import COUNTED, READOUTS
 from . import reference
 from .options import Options, decoded
 from .plan import Plan, plan_of
@@ -66,7 +67,7 @@ def _scan(
     results = plan.outputs(saved_rows)
     options, saved = _with_shape(plan.options, shape), results[-1]
     backend, room = backends.room(__package__, plan.device)
-    if room is None or backend == "cuda":  # which has no engine for equations
+    if room is None or not _runs(backend, options, steps):
         every: list[tuple[Tensor, ...]] = []
         found = reference.scan(inputs, states, parameters, numbers, weights, options, steps, every)
         for result, value in zip(results, (t for kind in found for t in kind), strict=False):
@@ -87,6 +88,12 @@ def _scan(
         results if saved_rows else [*results[:-1], None],
     )
     return results
+
+
+def _runs(backend: str, o: Options, steps: int) -> bool:
+    """Whether it has kernels for equations; Triton's count spikes in the state's type."""
+    counts_on = READOUTS[o.readout] == "mean" and steps > COUNTED
+    return backend == "cpu" or (backend == "triton" and not counts_on)
 
 
 def _kept_for_backward(gradients: Sequence[Tensor | None], plan: Plan, parameters: _Maybe, x: Tensor) -> list[Tensor]:
@@ -144,7 +151,7 @@ def _scan_backward(
     options, cotangents = _with_shape(plan.options, shape), [*douts, *dlast, *drecords]
     gradients = plan.gradients(wanted)
     backend, room = backends.room(__package__, plan.device)
-    if room is None or backend == "cuda":  # which has no engine for equations
+    if room is None or not _runs(backend, options, steps):
         given = [*inputs, *states, *_elements(parameters, numbers, plan)]
         found = differentiate(_reference(options, steps, len(inputs), len(states), numbers, weights), given, cotangents)
         first = len(inputs) + len(states)
